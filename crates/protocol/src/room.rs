@@ -26,7 +26,9 @@ pub const MAX_SEALED_LEN: usize = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RoomError {
     /// The text after `#/join/` is not a secret.
-    #[error("this is not a Baton join link: its code should have 22 letters, digits, '-' or '_', and has {found}")]
+    #[error(
+        "this is not a Baton join link: its code should have 22 letters, digits, '-' or '_', and has {found}"
+    )]
     BadSecret {
         /// How many characters the code has.
         found: usize,
@@ -171,7 +173,8 @@ mod tests {
         let code = secret().to_code();
         assert_eq!(code.len(), 22);
         assert_eq!(RoomSecret::from_code(&code), Ok(secret()));
-        for bad in ["", "short", &"A".repeat(23), &"A".repeat(1000), "äöüäöüäöüäöüäöüäöüäöüä"] {
+        for bad in ["", "short", &"A".repeat(23), &"A".repeat(1000), "äöüäöüäöüäöüäöüäöüäöüä"]
+        {
             assert!(matches!(RoomSecret::from_code(bad), Err(RoomError::BadSecret { .. })), "{bad}");
         }
     }

@@ -1,1 +1,217 @@
-//! Under construction.
+//! What a run is: the settings that a person chooses and the specification that every stage is given.
+
+use crate::codec::Precision;
+use serde::{Deserialize, Serialize};
+
+/// What a person (or a command line) chooses for a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Optimizer updates.
+    pub steps: u32,
+    /// Samples a step.
+    pub batch_size: u32,
+    /// Slices of a step's batch, M.
+    pub micro_batches: u16,
+    /// The longest sample in tokens; longer ones are cut.
+    pub seq_len: u32,
+    /// Rank r of the adapters.
+    pub lora_rank: u16,
+    /// α; the adapter's output is scaled by α/r.
+    pub lora_alpha: f64,
+    /// Projections that get an adapter, by their Hugging Face names.
+    pub targets: Vec<String>,
+    /// The peak learning rate.
+    pub lr: f64,
+    /// Its course after warm-up.
+    pub lr_schedule: LrSchedule,
+    /// Steps over which it rises linearly from 0.
+    pub warmup_steps: u32,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// The norm to which the whole gradient is clipped; 0 is never.
+    pub grad_clip: f64,
+    /// Makes the run repeatable: adapter initialisation and the order of the samples.
+    pub seed: u64,
+    /// Whether the samples of every epoch are drawn in a new order.
+    pub shuffle: bool,
+    /// Whether every sample ends with the end token.
+    pub append_eos: bool,
+    /// Whether samples are joined and cut in pieces of `seq_len` instead of padded.
+    pub packing: bool,
+    /// How boundaries travel.
+    pub boundary: Precision,
+    /// Whether a stage computes its activations again in backward instead of keeping them.
+    pub recompute: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            steps: 60,
+            batch_size: 8,
+            micro_batches: 4,
+            seq_len: 128,
+            lora_rank: 8,
+            lora_alpha: 16.0,
+            targets: ["q_proj", "v_proj"].map(String::from).to_vec(),
+            lr: 2e-3,
+            lr_schedule: LrSchedule::Cosine,
+            warmup_steps: 5,
+            weight_decay: 0.0,
+            grad_clip: 1.0,
+            seed: 0,
+            shuffle: true,
+            append_eos: true,
+            packing: false,
+            boundary: Precision::F16,
+            recompute: false,
+        }
+    }
+}
+
+/// The course of the learning rate after warm-up, as transformers' schedulers of the same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrSchedule {
+    /// Stays at the peak.
+    Constant,
+    /// Falls linearly to 0 at the last step.
+    Linear,
+    /// Falls to 0 along half a cosine.
+    Cosine,
+}
+
+/// A setting that makes no sense.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SettingsError {
+    /// A number outside its range.
+    #[error("{name} is {found}, and must be {wanted}")]
+    OutOfRange {
+        /// Which setting.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// The range in words.
+        wanted: &'static str,
+    },
+    /// There would be empty micro-batches.
+    #[error(
+        "a batch of {batch_size} samples cannot be cut in {micro_batches} micro-batches of at least one sample"
+    )]
+    TooManyMicroBatches {
+        /// Samples a step.
+        batch_size: u32,
+        /// Slices asked for.
+        micro_batches: u16,
+    },
+    /// Warm-up would never end.
+    #[error("a warm-up of {warmup_steps} steps is longer than the run of {steps} steps")]
+    WarmupTooLong {
+        /// Steps of warm-up.
+        warmup_steps: u32,
+        /// Steps in all.
+        steps: u32,
+    },
+}
+
+impl Settings {
+    /// Checks every number against its range; a stage checks what it is sent, a page what a person typed.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        let check = |ok: bool, name, found: String, wanted| {
+            if ok { Ok(()) } else { Err(SettingsError::OutOfRange { name, found, wanted }) }
+        };
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
+        check((1..=1_000_000).contains(&self.steps), "steps", self.steps.to_string(), "1 to 1,000,000")?;
+        check((1..=4096).contains(&self.batch_size), "batch size", self.batch_size.to_string(), "1 to 4096")?;
+        check(
+            (1..=1024).contains(&self.micro_batches),
+            "micro-batches",
+            self.micro_batches.to_string(),
+            "1 to 1024",
+        )?;
+        check(
+            (2..=131_072).contains(&self.seq_len),
+            "sequence length",
+            self.seq_len.to_string(),
+            "2 to 131,072",
+        )?;
+        check((1..=1024).contains(&self.lora_rank), "LoRA rank", self.lora_rank.to_string(), "1 to 1024")?;
+        check(positive(self.lora_alpha), "LoRA alpha", self.lora_alpha.to_string(), "above 0")?;
+        check(!self.targets.is_empty(), "LoRA targets", "empty".into(), "at least one projection")?;
+        check(not_negative(self.lr) && self.lr <= 10.0, "learning rate", self.lr.to_string(), "0 to 10")?;
+        check(not_negative(self.weight_decay), "weight decay", self.weight_decay.to_string(), "0 or more")?;
+        check(
+            not_negative(self.grad_clip),
+            "gradient clip",
+            self.grad_clip.to_string(),
+            "0 (never) or more",
+        )?;
+        if u32::from(self.micro_batches) > self.batch_size {
+            let (batch_size, micro_batches) = (self.batch_size, self.micro_batches);
+            return Err(SettingsError::TooManyMicroBatches { batch_size, micro_batches });
+        }
+        if self.warmup_steps > self.steps {
+            let (warmup_steps, steps) = (self.warmup_steps, self.steps);
+            return Err(SettingsError::WarmupTooLong { warmup_steps, steps });
+        }
+        Ok(())
+    }
+
+    /// The learning rate of a step, counted from 0. As in transformers, warm-up starts at 0: with one, the first
+    /// update changes nothing.
+    pub fn lr_at(&self, step: u32) -> f64 {
+        if step < self.warmup_steps {
+            return self.lr * f64::from(step) / f64::from(self.warmup_steps);
+        }
+        let after = f64::from(self.steps.saturating_sub(self.warmup_steps)).max(1.0);
+        let progress = (f64::from(step - self.warmup_steps) / after).min(1.0);
+        self.lr
+            * match self.lr_schedule {
+                LrSchedule::Constant => 1.0,
+                LrSchedule::Linear => 1.0 - progress,
+                LrSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            }
+    }
+}
+
+/// Where a stage fetches its blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ModelSource {
+    /// By byte range from a URL of a folder in the Hugging Face layout.
+    Url(String),
+    /// By byte range from the host, over the data channel.
+    Host,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_are_those_of_transformers() {
+        // transformers.get_{linear,cosine}_schedule_with_warmup(optimizer, 2, 6), lr 1
+        let lrs = |lr_schedule| {
+            let settings =
+                Settings { steps: 6, warmup_steps: 2, lr: 1.0, lr_schedule, ..Settings::default() };
+            (0..6).map(|step| settings.lr_at(step)).collect::<Vec<_>>()
+        };
+        assert_eq!(lrs(LrSchedule::Linear), [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]);
+        assert_eq!(lrs(LrSchedule::Constant), [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]);
+        let cosine = [0.0, 0.5, 1.0, 0.853_553_390_593_273_8, 0.5, 0.146_446_609_406_726_24];
+        for (got, want) in lrs(LrSchedule::Cosine).into_iter().zip(cosine) {
+            assert!((got - want).abs() < 1e-12, "{got} {want}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let refuse = |settings: Settings| settings.validate().unwrap_err().to_string();
+        assert_eq!(Settings::default().validate(), Ok(()));
+        assert!(refuse(Settings { steps: 0, ..Settings::default() }).contains("steps is 0"));
+        assert!(refuse(Settings { lr: f64::NAN, ..Settings::default() }).contains("learning rate is NaN"));
+        assert!(refuse(Settings { micro_batches: 9, ..Settings::default() }).contains("9 micro-batches"));
+        assert!(refuse(Settings { warmup_steps: 61, ..Settings::default() }).contains("warm-up of 61"));
+    }
+}

@@ -1,0 +1,332 @@
+//! What the page and its engine worker say to each other; plain data, carried by serde-wasm-bindgen.
+//!
+//! Each message is posted as one JavaScript object. What serde cannot carry rides beside it, transferred and not
+//! copied: `{ message, channel? , files? , bytes? }`, where `message` is the serialised enum, `channel` an
+//! `RTCDataChannel` ([`ToWorker::Channel`]), `files` an array of `File` ([`ModelChoice::Folder`]) and `bytes` an
+//! `ArrayBuffer` (the text of [`ToWorker::SetText`], the archive of [`FromWorker::Adapter`]).
+
+use baton_protocol::{PeerId, Step, link::Lane, run::Settings};
+use serde::{Deserialize, Serialize};
+
+/// The page to the worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// Become the host of a room; first message to a host's worker.
+    Host {
+        /// What the person calls this device.
+        name: String,
+    },
+    /// Become a stage; first message to a joiner's worker.
+    Join {
+        /// What the person calls this device.
+        name: String,
+        /// The host's number in the room.
+        host: PeerId,
+        /// This device's own number.
+        me: PeerId,
+    },
+    /// An open data channel to a peer, with the channel transferred in `channel`; its handlers are attached in the
+    /// task that receives it.
+    Channel {
+        /// Who is at the other end.
+        peer: PeerId,
+        /// What it is for.
+        lane: Lane,
+    },
+    /// A peer left the room or its connection failed for good.
+    PeerGone {
+        /// Who.
+        peer: PeerId,
+    },
+    /// Reads a model's `config.json`, tokenizer and header; answered by [`FromWorker::Model`] or an error.
+    SetModel {
+        /// Which.
+        model: ModelChoice,
+    },
+    /// Reads and tokenises a text, given in `bytes`; answered by [`FromWorker::Text`] or an error.
+    SetText {
+        /// A file name; its ending tells the format.
+        name: String,
+    },
+    /// Starts the run with the chosen model and text over the devices that are there.
+    Start {
+        /// What the person set.
+        settings: Settings,
+    },
+    /// Pauses after the open step.
+    Pause,
+    /// Goes on.
+    Resume,
+    /// Ends the run; the adapter of the last complete step remains.
+    Stop,
+    /// Writes a continuation with the model as it is now; answered by [`FromWorker::Generated`], a token at a time.
+    Generate {
+        /// Chosen by the page, given back with the answer.
+        request: u32,
+        /// The beginning; empty starts from the begin token.
+        prompt: String,
+        /// How many tokens at the most.
+        tokens: u32,
+        /// 0 is greedy.
+        temperature: f64,
+    },
+    /// Asks for the adapter as it is now; answered by [`FromWorker::Adapter`].
+    GetAdapter,
+    /// Asks the host to take a device out of the room.
+    Remove {
+        /// Which.
+        peer: PeerId,
+    },
+}
+
+/// Where the model comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ModelChoice {
+    /// The one that ships with the page, by its absolute URL.
+    Default {
+        /// The folder's URL.
+        url: String,
+    },
+    /// A Hugging Face repository or any URL of a folder in its layout.
+    Url {
+        /// As the person typed it.
+        url: String,
+    },
+    /// Local files, given in `files`; peers read their blocks from the host.
+    Folder,
+}
+
+/// The worker to the page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The engine is there; first message of every worker.
+    Ready {
+        /// What it computes on.
+        backend: String,
+    },
+    /// Asks the page for a connection to a neighbour; this side makes the offer.
+    Connect {
+        /// To whom.
+        peer: PeerId,
+    },
+    /// Asks the page to close what it has to a peer.
+    Disconnect {
+        /// To whom.
+        peer: PeerId,
+    },
+    /// The chosen model can be trained.
+    Model {
+        /// What to show.
+        model: ModelInfo,
+    },
+    /// The chosen text can be used.
+    Text {
+        /// What to show.
+        text: TextInfo,
+    },
+    /// Who is in the room; sent whenever it changes.
+    Devices {
+        /// The host first.
+        devices: Vec<DeviceInfo>,
+    },
+    /// The run entered another phase.
+    Phase {
+        /// Which.
+        phase: RunPhase,
+    },
+    /// A step is complete on every device.
+    Step {
+        /// What to draw.
+        report: StepReport,
+    },
+    /// What the model writes before and after, from the same beginning.
+    Sample {
+        /// False: before training.
+        after: bool,
+        /// The beginning that was given.
+        prompt: String,
+        /// The whole text, with the beginning.
+        text: String,
+    },
+    /// More of an answer to [`ToWorker::Generate`].
+    Generated {
+        /// The page's number for it.
+        request: u32,
+        /// The whole text so far, with the beginning.
+        text: String,
+        /// Whether this is all.
+        done: bool,
+    },
+    /// The adapter as a zip archive in `bytes`.
+    Adapter {
+        /// A file name to offer.
+        name: String,
+        /// The step it is from.
+        step: Step,
+    },
+    /// A joiner's own part in the run.
+    Stage {
+        /// What to show.
+        view: StageInfo,
+    },
+    /// Something went wrong; nothing that the person entered is lost.
+    Error {
+        /// What it concerns, so that the page shows it in the right place.
+        about: ErrorAbout,
+        /// What happened and what to do.
+        message: String,
+    },
+}
+
+/// What an error concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorAbout {
+    /// The engine could not start.
+    Engine,
+    /// The chosen model.
+    Model,
+    /// The chosen text.
+    Text,
+    /// The settings of the run.
+    Settings,
+    /// The run as it goes.
+    Run,
+    /// The connection to another device.
+    Peer,
+    /// A generated text.
+    Generate,
+}
+
+/// A model that can be trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// A name to show.
+    pub name: String,
+    /// Trainable and frozen parameters.
+    pub parameters: u64,
+    /// Transformer blocks, which is the most devices that can share the work.
+    pub blocks: u32,
+    /// Width of the hidden states.
+    pub hidden: u32,
+    /// Tokens in the vocabulary.
+    pub vocabulary: u32,
+    /// The longest sequence that it was made for.
+    pub context: u32,
+}
+
+/// A text that can be used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextInfo {
+    /// The file's name.
+    pub name: String,
+    /// Samples in it.
+    pub samples: u32,
+    /// Tokens of all samples, at the sequence length of the default settings.
+    pub tokens: u64,
+    /// The first sample's beginning.
+    pub beginning: String,
+    /// What was left out or cut, in words, if anything was.
+    pub remark: Option<String>,
+}
+
+/// A row in the list of devices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Its number in the room; none for the host itself.
+    pub peer: Option<PeerId>,
+    /// What its owner calls it.
+    pub name: String,
+    /// "WebGPU" or "CPU".
+    pub backend: String,
+    /// First and last block of its stage (last exclusive), if it has one.
+    pub blocks: Option<(u16, u16)>,
+    /// What it does now.
+    pub state: DeviceState,
+}
+
+/// What a device does now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DeviceState {
+    /// Connected and greeted, without a stage.
+    Waiting,
+    /// Its connection is being made.
+    Connecting,
+    /// Fetching its blocks: bytes of bytes.
+    Loading {
+        /// Fetched.
+        loaded: u64,
+        /// In all.
+        total: u64,
+    },
+    /// Takes part in the steps.
+    Training,
+    /// Has its blocks, and the run stands still.
+    Idle,
+}
+
+/// The phases of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RunPhase {
+    /// Not started.
+    Lobby,
+    /// The devices fetch their blocks.
+    Loading,
+    /// The model writes its sample before training.
+    Sampling,
+    /// Steps are made.
+    Running,
+    /// Stands still until resumed; `reason` says why if the person did not ask for it.
+    Paused {
+        /// In words.
+        reason: Option<String>,
+    },
+    /// All steps are done.
+    Finished,
+    /// The person stopped it.
+    Stopped,
+    /// It could not go on; the adapter of the last complete step remains.
+    Failed {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// A complete step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Counted from 0.
+    pub step: Step,
+    /// How many there will be.
+    pub steps: u32,
+    /// Mean negative log-likelihood over the step's target tokens.
+    pub loss: f64,
+    /// The learning rate that was used.
+    pub lr: f64,
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Target tokens in the step.
+    pub tokens: u32,
+    /// Seconds since the step before it was complete (or since the run went on).
+    pub seconds: f64,
+}
+
+/// A joiner's own part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageInfo {
+    /// First and last block (last exclusive).
+    pub blocks: Option<(u16, u16)>,
+    /// Its place among how many.
+    pub place: Option<(u16, u16)>,
+    /// What it does now.
+    pub state: DeviceState,
+    /// Steps in which it took part.
+    pub steps_done: u32,
+    /// Set when it is over: why, in words.
+    pub ended: Option<String>,
+}
