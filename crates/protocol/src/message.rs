@@ -1,1 +1,244 @@
-//! Under construction.
+//! What peers say to each other; encoded with postcard, tensor bytes as one run.
+
+use crate::codec::Boundary;
+use crate::ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
+use crate::run::{ModelSource, Settings};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// A message between two peers of a room.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// First on the control lane, from a peer to the host.
+    Hello(Device),
+    /// The host's answer.
+    Welcome(Device),
+    /// Keeps the sender alive in the receiver's eyes.
+    Heartbeat,
+    /// The host gives a stage: a new plan is in force, and what an older one left is dropped.
+    Assign(Box<Assign>),
+    /// A stage fetches its blocks.
+    Progress {
+        /// Of the plan.
+        generation: Generation,
+        /// Bytes fetched.
+        loaded: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The blocks are loaded and the neighbours connected.
+    Ready {
+        /// Of the plan.
+        generation: Generation,
+    },
+    /// Hidden states to the next stage, or from the last one to the host.
+    Forward {
+        /// Of the plan.
+        generation: Generation,
+        /// The open step.
+        step: Step,
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// `[batch, time, hidden]`.
+        tensor: Boundary,
+    },
+    /// Their gradient to the stage before; from the first stage to the host without a tensor if the host has no block
+    /// to train before it.
+    Backward {
+        /// Of the plan.
+        generation: Generation,
+        /// The open step.
+        step: Step,
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// `[batch, time, hidden]`.
+        tensor: Option<Boundary>,
+    },
+    /// A stage has added up the gradients of all micro-batches.
+    StepDone {
+        /// Of the plan.
+        generation: Generation,
+        /// The open step.
+        step: Step,
+        /// The sum of squares of its gradients.
+        grad_sum_of_squares: f64,
+    },
+    /// The host orders the optimizer update.
+    Apply {
+        /// Of the plan.
+        generation: Generation,
+        /// The step that it completes.
+        step: Step,
+        /// Learning rate.
+        lr: f64,
+        /// Gradients are multiplied by this first (clipping by the global norm).
+        scale: f64,
+    },
+    /// A stage has updated; its adapters and moments as they are now.
+    Applied {
+        /// Of the plan.
+        generation: Generation,
+        /// The step that it completed.
+        step: Step,
+        /// One for each of its blocks.
+        states: Vec<BlockBytes>,
+    },
+    /// Hidden states outside training: the model writes.
+    Infer {
+        /// Of the plan.
+        generation: Generation,
+        /// Which text.
+        request: u32,
+        /// `[1, time, hidden]`.
+        tensor: Boundary,
+    },
+    /// The run stands, goes on, or is over.
+    Room(RoomState),
+    /// A stage cannot go on.
+    Failed {
+        /// Of the plan.
+        generation: Generation,
+        /// In words.
+        reason: String,
+    },
+    /// A peer asks the host for the size of one of the model's files.
+    FileSize {
+        /// Chosen by the asker.
+        id: u32,
+        /// Such as `model.safetensors`.
+        name: String,
+    },
+    /// A peer asks the host for a range of one of the model's files.
+    FileRead {
+        /// Chosen by the asker.
+        id: u32,
+        /// Such as `model.safetensors`.
+        name: String,
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+    },
+    /// The answer to either.
+    File {
+        /// The asker's number.
+        id: u32,
+        /// What was asked for.
+        answer: FileAnswer,
+    },
+    /// The sender leaves, or sends the receiver away.
+    Goodbye {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// A device as it introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// What its owner calls it.
+    pub name: String,
+    /// What it computes on, such as "CPU" or "WebGPU".
+    pub backend: String,
+}
+
+/// A stage of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assign {
+    /// Of the plan.
+    pub generation: Generation,
+    /// Its place in the pipeline.
+    pub stage: StageIndex,
+    /// How many stages there are.
+    pub stages: u16,
+    /// Its blocks.
+    pub blocks: Range<u16>,
+    /// Who sends it hidden states.
+    pub prev: PeerId,
+    /// Whom it sends them to.
+    pub next: PeerId,
+    /// Whether the stage before trains too, and so wants the gradient.
+    pub prev_trains: bool,
+    /// The step that is open.
+    pub step: Step,
+    /// What the person set.
+    pub settings: Settings,
+    /// Where the blocks come from.
+    pub source: ModelSource,
+    /// The model's `config.json`.
+    pub config: String,
+    /// Adapters and moments to start from; empty for fresh ones from the seed.
+    pub states: Vec<BlockBytes>,
+}
+
+/// A block's adapters and optimizer moments, in the engine's own encoding.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockBytes {
+    /// Which block.
+    pub block: u16,
+    /// Opaque here.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for BlockBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BlockBytes({}: {} bytes)", self.block, self.bytes.len())
+    }
+}
+
+/// What the host tells everybody of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RoomState {
+    /// Steps are made.
+    Running,
+    /// The person paused it.
+    Paused,
+    /// All steps are done.
+    Finished,
+    /// The person stopped it.
+    Stopped,
+}
+
+/// The host's answer to a question about a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileAnswer {
+    /// Its size in bytes.
+    Size(u64),
+    /// The bytes asked for.
+    Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// Why not.
+    Error(String),
+}
+
+/// The longest range that a [`Message::FileRead`] may ask for, in bytes.
+pub const MAX_FILE_READ: u64 = 16 * 1024 * 1024;
+
+impl Message {
+    /// The lane on which it travels between the host and a peer.
+    pub fn lane(&self) -> crate::link::Lane {
+        use crate::link::Lane;
+        match self {
+            Self::Forward { .. }
+            | Self::Backward { .. }
+            | Self::Applied { .. }
+            | Self::Infer { .. }
+            | Self::File { .. } => Lane::Bulk,
+            _ => Lane::Control,
+        }
+    }
+
+    /// Encodes it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("every message is plain data with known lengths")
+    }
+
+    /// Decodes what [`to_bytes`](Self::to_bytes) made; lengths are checked against the bytes that are there before
+    /// anything is allocated, and left-over bytes are an error.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, postcard::Error> {
+        match postcard::take_from_bytes(bytes)? {
+            (message, []) => Ok(message),
+            _ => Err(postcard::Error::DeserializeBadEncoding),
+        }
+    }
+}
