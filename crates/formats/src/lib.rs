@@ -1,1 +1,26 @@
-//! formats: under construction.
+//! Files in and out: a Hugging Face model by byte range, a tokenizer, training text, a PEFT adapter.
+//!
+//! Everything that is read here was made by someone else, so every length is checked before it is allocated and every
+//! refusal says what was found and what to do about it.
+
+pub mod archive;
+pub mod config;
+pub mod dataset;
+pub mod files;
+pub mod peft;
+pub mod projection;
+pub mod tokenizer;
+pub mod weights;
+
+pub use archive::{ArchiveError, zip};
+pub use config::{Architecture, ConfigError, ModelConfig};
+pub use dataset::{Dataset, DatasetError, Encoded, Encoding, Example, Sample, Segment};
+#[cfg(target_arch = "wasm32")]
+pub use files::BlobFiles;
+#[cfg(not(target_arch = "wasm32"))]
+pub use files::DirFiles;
+pub use files::{Files, FilesError, MemoryFiles, UrlFiles, read_all};
+pub use peft::{Adapter, AdapterConfig, LoraPair, PeftError};
+pub use projection::Projection;
+pub use tokenizer::{Tokenizer, TokenizerError};
+pub use weights::{TensorEntry, TensorIndex, WeightsError, block_tensors, end_tensors, write_safetensors};
