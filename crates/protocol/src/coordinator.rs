@@ -1,1 +1,1075 @@
-//! Under construction.
+//! The machine of the host: admits devices, plans, runs the ends of the pipeline, and commits steps.
+//!
+//! The host owns the text, so it embeds tokens (the front) and takes the loss (the head); with no other device it runs
+//! every block itself. A step is committed when every stage has sent its adapters and moments after the update; a lost
+//! device costs no step, because a new plan starts from what was committed last and the open step runs again.
+
+use crate::codec::Boundary;
+use crate::ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
+use crate::link::Lane;
+use crate::message::{Assign, BlockBytes, Device, Message, RoomState};
+use crate::run::{ModelSource, Settings};
+use crate::schedule::{Schedule, Work};
+use crate::stage::{HEARTBEAT, SILENCE};
+use baton_plan::even_split;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+/// How often one plan may lose the connection between two neighbours before the one behind it is left out.
+const NEIGHBOUR_RETRIES: u8 = 3;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A link is open in both directions.
+    Linked {
+        /// To whom.
+        peer: PeerId,
+        /// Which.
+        lane: Lane,
+    },
+    /// A peer is gone for good.
+    Lost {
+        /// Who.
+        peer: PeerId,
+        /// In words.
+        reason: String,
+    },
+    /// A message arrived.
+    Message {
+        /// Whose link it came on.
+        from: PeerId,
+        /// What it says.
+        message: Message,
+    },
+    /// The person starts a run.
+    Start(Box<Start>),
+    /// The person pauses after the open step.
+    Pause,
+    /// The person goes on, or lets a loaded run begin.
+    Resume,
+    /// The person ends the run.
+    Stop,
+    /// The person sends a device away.
+    Remove {
+        /// Which.
+        peer: PeerId,
+    },
+    /// The engine has a text to go on with.
+    Infer {
+        /// The engine's number for it.
+        request: u32,
+    },
+    /// The host's own blocks are being fetched.
+    Progress {
+        /// Bytes fetched.
+        loaded: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The job is done.
+    Done(Done),
+    /// The job failed.
+    JobFailed {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// A run to start.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// What the person set.
+    pub settings: Settings,
+    /// Transformer blocks of the model.
+    pub blocks: u16,
+    /// Where stages fetch them.
+    pub source: ModelSource,
+    /// The model's `config.json`.
+    pub config: String,
+    /// Adapters to start from; empty for fresh ones.
+    pub states: Vec<BlockBytes>,
+}
+
+/// What the shell is to do.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// Send a message.
+    Send {
+        /// To whom.
+        to: PeerId,
+        /// What; [`Message::lane`] says on which lane.
+        message: Message,
+    },
+    /// Close every link to a peer.
+    Disconnect {
+        /// To whom.
+        peer: PeerId,
+    },
+    /// Run a job; the next one comes only after this one's [`Event::Done`] or [`Event::JobFailed`].
+    Job(Job),
+    /// A step is complete on every device.
+    Committed(StepReport),
+    /// Every device has its blocks; no step is made before [`Event::Resume`].
+    Loaded,
+    /// A text can take up the next token, or has failed.
+    Inferred {
+        /// Which.
+        request: u32,
+        /// Whether it is at its end.
+        done: bool,
+    },
+    /// [`Coordinator::phase`] or [`Coordinator::devices`] has changed.
+    Changed,
+}
+
+/// Work for the host's engine.
+#[derive(Debug, PartialEq)]
+pub enum Job {
+    /// Load the ends and, if the host trains, its blocks; drop what was there.
+    Load {
+        /// The host's own blocks.
+        blocks: Range<u16>,
+        /// Their adapters and moments; empty for fresh ones.
+        states: Vec<BlockBytes>,
+    },
+    /// Embed the tokens of a micro-batch (and run the host's own blocks).
+    Front {
+        /// The open step.
+        step: Step,
+        /// The slice.
+        micro_batch: MicroBatch,
+    },
+    /// The loss of a micro-batch and its gradient.
+    Head {
+        /// The open step.
+        step: Step,
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// `[batch, time, hidden]`.
+        tensor: Boundary,
+    },
+    /// The backward pass of the host's own blocks.
+    BackFront {
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// `[batch, time, hidden]`.
+        tensor: Boundary,
+    },
+    /// The sum of squares of the gradients of the host's own blocks.
+    GradNorm,
+    /// The optimizer update of the host's own blocks.
+    Apply {
+        /// Learning rate.
+        lr: f64,
+        /// Gradients are multiplied by this first.
+        scale: f64,
+    },
+    /// Embed a text as it is so far (and run the host's own blocks).
+    InferFront {
+        /// Which text.
+        request: u32,
+    },
+    /// Choose the next token.
+    InferHead {
+        /// Which text.
+        request: u32,
+        /// `[1, time, hidden]`.
+        tensor: Boundary,
+    },
+}
+
+/// What a job gave.
+#[derive(Debug, PartialEq)]
+pub enum Done {
+    /// [`Job::Load`].
+    Load,
+    /// [`Job::Front`]: hidden states.
+    Front(Boundary),
+    /// [`Job::Head`].
+    Head {
+        /// Its part of the step's mean loss.
+        loss: f64,
+        /// Target tokens in it.
+        tokens: u32,
+        /// The gradient of the hidden states.
+        grad: Boundary,
+    },
+    /// [`Job::BackFront`].
+    BackFront,
+    /// [`Job::GradNorm`].
+    GradNorm(f64),
+    /// [`Job::Apply`]: adapters and moments as they are now.
+    Apply(Vec<BlockBytes>),
+    /// [`Job::InferFront`]: hidden states.
+    InferFront(Boundary),
+    /// [`Job::InferHead`]: whether the text is at its end.
+    InferHead {
+        /// At its end, or as long as was asked for.
+        done: bool,
+    },
+}
+
+/// A committed step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Counted from 0.
+    pub step: Step,
+    /// Mean negative log-likelihood over the step's target tokens.
+    pub loss: f64,
+    /// The learning rate that was used.
+    pub lr: f64,
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Target tokens in the step.
+    pub tokens: u32,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunPhase {
+    /// Not started.
+    Lobby,
+    /// Devices fetch their blocks.
+    Loading,
+    /// Loaded and not yet let go.
+    Loaded,
+    /// Steps are made.
+    Running,
+    /// Stands still after a complete step; why, if the person did not ask for it.
+    Paused(Option<String>),
+    /// All steps are done.
+    Finished,
+    /// The person stopped it.
+    Stopped,
+    /// It could not go on; why, in words.
+    Failed(String),
+}
+
+/// A device as the host sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceView {
+    /// Its number.
+    pub peer: PeerId,
+    /// As it introduced itself, if it has.
+    pub device: Option<Device>,
+    /// Its blocks in the plan in force.
+    pub blocks: Option<Range<u16>>,
+    /// Bytes fetched of bytes, while it loads.
+    pub loading: Option<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    control: bool,
+    bulk: bool,
+    device: Option<Device>,
+    heard: Duration,
+    progress: (u64, u64),
+    ready: Option<Generation>,
+    /// A failure of its own keeps it out of later plans.
+    failed: bool,
+}
+
+impl Peer {
+    fn is_usable(&self) -> bool {
+        self.control && self.bulk && self.device.is_some() && !self.failed
+    }
+}
+
+/// Who runs what.
+#[derive(Debug, Clone)]
+struct Plan {
+    generation: Generation,
+    /// The host's own blocks; all of them or none.
+    host: Range<u16>,
+    stages: Vec<(PeerId, Range<u16>)>,
+}
+
+impl Plan {
+    fn host_trains(&self) -> bool {
+        !self.host.is_empty()
+    }
+}
+
+/// Whether the next step may begin.
+#[derive(Debug, Clone, PartialEq)]
+enum Drive {
+    Go,
+    /// Loaded for the first time; the shell lets it go.
+    Held,
+    Paused(Option<String>),
+}
+
+#[derive(Debug)]
+struct Run {
+    start: Start,
+    plan: Plan,
+    drive: Drive,
+    host_loaded: bool,
+    neighbours_lost: u8,
+    /// Steps that are committed; the state that belongs to them.
+    committed: Step,
+    states: BTreeMap<u16, BlockBytes>,
+    open: OpenStep,
+    /// Updated here and not yet confirmed by every stage.
+    closing: Option<Closing>,
+    infer_front: VecDeque<u32>,
+    infer_head: VecDeque<(u32, Boundary)>,
+    /// Texts on their way through the stages.
+    inferring: BTreeSet<u32>,
+    end: Option<End>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum End {
+    Finished,
+    Stopped,
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct OpenStep {
+    step: Step,
+    front: Schedule,
+    head: BTreeMap<MicroBatch, Boundary>,
+    grads: BTreeMap<MicroBatch, Option<Boundary>>,
+    next_head: MicroBatch,
+    loss: f64,
+    tokens: u32,
+    /// Sums of squares, by stage; the host's own under `None`.
+    norms: BTreeMap<Option<PeerId>, f64>,
+    host_norm: HostNorm,
+}
+
+#[derive(Debug, PartialEq)]
+enum HostNorm {
+    Wanted,
+    Asked,
+}
+
+impl OpenStep {
+    fn new(step: Step, plan: &Plan, settings: &Settings) -> Self {
+        let positions = u16::try_from(plan.stages.len()).unwrap_or(u16::MAX).saturating_add(2);
+        Self {
+            step,
+            front: Schedule::new(0, positions, settings.micro_batches),
+            head: BTreeMap::new(),
+            grads: BTreeMap::new(),
+            next_head: MicroBatch(0),
+            loss: 0.0,
+            tokens: 0,
+            norms: BTreeMap::new(),
+            host_norm: HostNorm::Wanted,
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.front.next_backward().is_some() || self.next_head.0 > 0
+    }
+}
+
+#[derive(Debug)]
+struct Closing {
+    report: StepReport,
+    scale: f64,
+    host_applies: bool,
+    waiting: BTreeSet<Option<PeerId>>,
+    states: Vec<BlockBytes>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Load,
+    Front(MicroBatch),
+    Head(MicroBatch),
+    BackFront,
+    GradNorm,
+    Apply,
+    InferFront(u32),
+    InferHead(u32),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Coordinator {
+    device: Device,
+    peers: BTreeMap<PeerId, Peer>,
+    run: Option<Run>,
+    generation: Generation,
+    running: Option<(Generation, Kind)>,
+    outputs: VecDeque<Output>,
+    heartbeat: Duration,
+    host_progress: (u64, u64),
+}
+
+impl Coordinator {
+    /// A host without a run, at time `now` of any clock.
+    pub fn new(device: Device, now: Duration) -> Self {
+        Self {
+            device,
+            peers: BTreeMap::new(),
+            run: None,
+            generation: Generation(0),
+            running: None,
+            outputs: VecDeque::new(),
+            heartbeat: now,
+            host_progress: (0, 0),
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, event: Event, now: Duration) {
+        match event {
+            Event::Linked { peer, lane } => self.linked(peer, lane, now),
+            Event::Lost { peer, reason } => self.lost(peer, &reason),
+            Event::Message { from, message } => self.message(from, message, now),
+            Event::Start(start) => self.start(*start),
+            Event::Pause => self.pause(None),
+            Event::Resume => self.resume(),
+            Event::Stop => self.end(End::Stopped),
+            Event::Remove { peer } => {
+                self.send(
+                    peer,
+                    Message::Goodbye { reason: "The host removed this device from the room.".into() },
+                );
+                self.outputs.push_back(Output::Disconnect { peer });
+                self.lost(peer, "it was removed");
+            }
+            Event::Infer { request } => match self.run.as_mut() {
+                Some(run) => {
+                    run.infer_front.push_back(request);
+                    self.mend_for_texts();
+                }
+                None => self.outputs.push_back(Output::Inferred { request, done: true }),
+            },
+            Event::Progress { loaded, total } => {
+                self.host_progress = (loaded, total);
+                self.outputs.push_back(Output::Changed);
+            }
+            Event::Done(done) => self.done(done),
+            Event::JobFailed { reason } => {
+                let kind = self.running.take();
+                if let Some((generation, kind)) = kind {
+                    match kind {
+                        Kind::InferFront(request) | Kind::InferHead(request) => {
+                            self.outputs.push_back(Output::Inferred { request, done: true });
+                        }
+                        _ if generation == self.generation => self.end(End::Failed(reason)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        self.advance();
+    }
+
+    /// To be called at [`poll_timeout`](Self::poll_timeout) or later.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if now < self.heartbeat {
+            return;
+        }
+        self.heartbeat = now + HEARTBEAT;
+        let silent: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| now >= peer.heard + SILENCE).map(|(id, _)| *id).collect();
+        for peer in silent {
+            self.outputs.push_back(Output::Disconnect { peer });
+            self.lost(peer, &format!("it was silent for {} seconds", SILENCE.as_secs()));
+        }
+        let linked: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| peer.control).map(|(id, _)| *id).collect();
+        for peer in linked {
+            self.send(peer, Message::Heartbeat);
+        }
+        self.advance();
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub fn poll_timeout(&self) -> Duration {
+        self.heartbeat
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Where the run stands.
+    pub fn phase(&self) -> RunPhase {
+        let Some(run) = &self.run else { return RunPhase::Lobby };
+        match (&run.end, &run.drive) {
+            (Some(End::Finished), _) => RunPhase::Finished,
+            (Some(End::Stopped), _) => RunPhase::Stopped,
+            (Some(End::Failed(reason)), _) => RunPhase::Failed(reason.clone()),
+            (None, Drive::Paused(reason)) if !self.is_stepping(run) => RunPhase::Paused(reason.clone()),
+            (None, _) if !self.is_loaded(run) => RunPhase::Loading,
+            (None, Drive::Held) => RunPhase::Loaded,
+            (None, _) => RunPhase::Running,
+        }
+    }
+
+    /// Every other device in the room.
+    pub fn devices(&self) -> Vec<DeviceView> {
+        let plan = self.run.as_ref().map(|run| &run.plan);
+        let view = |(&id, peer): (&PeerId, &Peer)| {
+            let stage = plan.and_then(|plan| plan.stages.iter().find(|(owner, _)| *owner == id));
+            let loads = stage.is_some() && peer.ready != Some(self.generation);
+            DeviceView {
+                peer: id,
+                device: peer.device.clone(),
+                blocks: stage.map(|(_, blocks)| blocks.clone()),
+                loading: loads.then_some(peer.progress),
+            }
+        };
+        self.peers.iter().map(view).collect()
+    }
+
+    /// The host's own blocks, and bytes fetched of bytes while it loads.
+    pub fn own_part(&self) -> (Option<Range<u16>>, Option<(u64, u64)>) {
+        let Some(run) = &self.run else { return (None, None) };
+        (
+            run.plan.host_trains().then(|| run.plan.host.clone()),
+            (!run.host_loaded).then_some(self.host_progress),
+        )
+    }
+
+    /// Steps that are complete on every device.
+    pub fn committed(&self) -> Step {
+        self.run.as_ref().map_or(Step(0), |run| run.committed)
+    }
+
+    /// Adapters and moments as of [`committed`](Self::committed); empty before the first step.
+    pub fn states(&self) -> impl Iterator<Item = &BlockBytes> {
+        self.run.iter().flat_map(|run| run.states.values())
+    }
+
+    /// Whether boundaries cross to another device.
+    pub fn has_stages(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| !run.plan.stages.is_empty())
+    }
+
+    fn is_loaded(&self, run: &Run) -> bool {
+        let ready = |(peer, _): &(PeerId, Range<u16>)| {
+            self.peers.get(peer).is_some_and(|peer| peer.ready == Some(run.plan.generation))
+        };
+        run.host_loaded && run.plan.stages.iter().all(ready)
+    }
+
+    fn is_stepping(&self, run: &Run) -> bool {
+        self.is_loaded(run) && (run.open.has_begun() || run.closing.is_some())
+    }
+
+    fn send(&mut self, to: PeerId, message: Message) {
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    fn broadcast(&mut self, state: RoomState) {
+        let all: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| peer.control).map(|(id, _)| *id).collect();
+        for peer in all {
+            self.send(peer, Message::Room(state));
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+
+    fn linked(&mut self, id: PeerId, lane: Lane, now: Duration) {
+        let peer = self.peers.entry(id).or_insert(Peer {
+            control: false,
+            bulk: false,
+            device: None,
+            heard: now,
+            progress: (0, 0),
+            ready: None,
+            failed: false,
+        });
+        peer.heard = now;
+        match lane {
+            Lane::Control => peer.control = true,
+            Lane::Bulk => peer.bulk = true,
+        }
+        self.outputs.push_back(Output::Changed);
+        self.employ_newcomer();
+    }
+
+    /// A run that waits for lack of devices goes on with whoever comes.
+    fn employ_newcomer(&mut self) {
+        let waits = self.run.as_ref().is_some_and(|run| {
+            run.end.is_none() && run.plan.stages.is_empty() && matches!(run.drive, Drive::Paused(Some(_)))
+        });
+        if waits && self.peers.values().any(Peer::is_usable) {
+            if let Some(run) = &mut self.run {
+                run.drive = Drive::Go;
+            }
+            self.replan();
+        }
+    }
+
+    fn lost(&mut self, id: PeerId, reason: &str) {
+        let Some(peer) = self.peers.remove(&id) else { return };
+        self.outputs.push_back(Output::Changed);
+        let Some(run) = &mut self.run else { return };
+        if run.end.is_some() {
+            return self.mend_for_texts();
+        }
+        if !run.plan.stages.iter().any(|(owner, _)| *owner == id) {
+            return;
+        }
+        if !self.peers.values().any(Peer::is_usable) {
+            let name = peer.device.map_or_else(|| format!("device {id}"), |device| device.name);
+            run.drive = Drive::Paused(Some(format!(
+                "{name} left ({reason}) and no other device is here. Let one join, or resume to go on with this device alone."
+            )));
+        }
+        self.replan();
+    }
+
+    /// After the end of a run its plan only serves texts; it is mended when one needs it.
+    fn mend_for_texts(&mut self) {
+        let Some(run) = self.run.as_ref().filter(|run| run.end.is_some()) else { return };
+        let wanted = !(run.infer_front.is_empty() && run.inferring.is_empty());
+        if wanted && !run.plan.stages.iter().all(|(id, _)| self.peers.contains_key(id)) {
+            self.replan();
+        }
+    }
+
+    fn message(&mut self, from: PeerId, message: Message, now: Duration) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.heard = now;
+        match message {
+            Message::Hello(device) => {
+                peer.device = Some(device.checked());
+                let state = match self.phase() {
+                    RunPhase::Finished => RoomState::Finished,
+                    RunPhase::Stopped | RunPhase::Failed(_) => RoomState::Stopped,
+                    RunPhase::Running => RoomState::Running,
+                    _ => RoomState::Paused,
+                };
+                let device = self.device.clone();
+                self.send(from, Message::Welcome(device));
+                self.send(from, Message::Room(state));
+                self.outputs.push_back(Output::Changed);
+                self.employ_newcomer();
+            }
+            Message::Goodbye { reason } => {
+                self.outputs.push_back(Output::Disconnect { peer: from });
+                self.lost(from, &reason);
+            }
+            Message::Progress { generation, loaded, total } if generation == self.generation => {
+                peer.progress = (loaded, total);
+                self.outputs.push_back(Output::Changed);
+            }
+            Message::Ready { generation } if generation == self.generation => {
+                peer.ready = Some(generation);
+                self.outputs.push_back(Output::Changed);
+                self.loaded_if_complete();
+            }
+            Message::Failed { generation, reason } if generation == self.generation => {
+                peer.failed = true;
+                self.outputs.push_back(Output::Disconnect { peer: from });
+                self.send(
+                    from,
+                    Message::Goodbye { reason: format!("This device could not go on: {reason}") },
+                );
+                self.lost(from, &reason);
+            }
+            Message::NeighbourLost { generation, peer } if generation == self.generation => {
+                self.neighbour_lost(peer);
+            }
+            message => self.stage_message(from, message),
+        }
+    }
+
+    /// Two neighbours lost each other, and both still reach the host: plan again, and leave the one out that keeps
+    /// being unreachable.
+    fn neighbour_lost(&mut self, peer: PeerId) {
+        let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
+        run.neighbours_lost += 1;
+        if run.neighbours_lost > NEIGHBOUR_RETRIES {
+            run.neighbours_lost = 0;
+            self.outputs.push_back(Output::Disconnect { peer });
+            self.send(
+                peer,
+                Message::Goodbye { reason: "The other devices cannot reach this one directly.".into() },
+            );
+            self.lost(peer, "its neighbours cannot reach it");
+        } else {
+            self.replan();
+        }
+    }
+
+    fn stage_message(&mut self, from: PeerId, message: Message) {
+        let current = self.generation;
+        let Some(run) = &mut self.run else { return };
+        let last = run.plan.stages.last().is_some_and(|(owner, _)| *owner == from);
+        let first = run.plan.stages.first().is_some_and(|(owner, _)| *owner == from);
+        let micro_batches = run.start.settings.micro_batches;
+        match message {
+            Message::Forward { generation, step, micro_batch, tensor } => {
+                if last && generation == current && step == run.open.step && micro_batch.0 < micro_batches {
+                    run.open.head.insert(micro_batch, tensor);
+                }
+            }
+            Message::Backward { generation, step, micro_batch, tensor } => {
+                if first && generation == current && step == run.open.step && micro_batch.0 < micro_batches {
+                    run.open.grads.insert(micro_batch, tensor);
+                }
+            }
+            Message::StepDone { generation, step, grad_sum_of_squares } => {
+                if generation == current && step == run.open.step {
+                    run.open.norms.insert(Some(from), grad_sum_of_squares);
+                }
+            }
+            Message::Applied { generation, step, states } if generation == current => {
+                let owned = run
+                    .plan
+                    .stages
+                    .iter()
+                    .find(|(owner, _)| *owner == from)
+                    .map(|(_, blocks)| blocks.clone());
+                self.applied(Some(from), owned, step, states);
+            }
+            Message::Infer { generation, request, tensor } => {
+                if last && generation == current && run.inferring.remove(&request) {
+                    run.infer_head.push_back((request, tensor));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, start: Start) {
+        if self.run.as_ref().is_some_and(|run| run.end.is_none()) {
+            return;
+        }
+        let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
+        let plan = Plan { generation: self.generation, host: 0..start.blocks, stages: Vec::new() };
+        for peer in self.peers.values_mut() {
+            peer.failed = false;
+        }
+        self.run = Some(Run {
+            drive: Drive::Held,
+            host_loaded: false,
+            neighbours_lost: 0,
+            committed: Step(0),
+            states,
+            open: OpenStep::new(Step(0), &plan, &start.settings),
+            plan,
+            start,
+            closing: None,
+            infer_front: VecDeque::new(),
+            infer_head: VecDeque::new(),
+            inferring: BTreeSet::new(),
+            end: None,
+        });
+        self.replan();
+    }
+
+    /// Puts a new plan in force: over the devices that are there, from what was committed last.
+    fn replan(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        self.generation = Generation(self.generation.0 + 1);
+        let usable: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| peer.is_usable()).map(|(id, _)| *id).collect();
+        let split = even_split(run.start.blocks, usable.len());
+        let host = if split.is_empty() { 0..run.start.blocks } else { 0..0 };
+        let stages: Vec<_> = usable.into_iter().zip(split).collect();
+        run.plan = Plan { generation: self.generation, host, stages };
+        run.open = OpenStep::new(run.committed, &run.plan, &run.start.settings);
+        run.closing = None;
+        run.host_loaded = false;
+        run.infer_head.clear();
+        run.infer_front.extend(std::mem::take(&mut run.inferring));
+        self.host_progress = (0, 0);
+        let count = run.plan.stages.len();
+        let id_at = |index: usize| run.plan.stages.get(index).map(|(id, _)| *id);
+        let mut assigns = Vec::with_capacity(count);
+        for (index, (id, blocks)) in run.plan.stages.iter().enumerate() {
+            let states = blocks.clone().filter_map(|block| run.states.get(&block).cloned()).collect();
+            let prev = index.checked_sub(1).and_then(id_at);
+            let next = id_at(index + 1);
+            assigns.push((*id, prev, next, index, blocks.clone(), states));
+        }
+        let stages = u16::try_from(count).unwrap_or(u16::MAX);
+        let host_trains = run.plan.host_trains();
+        let (settings, source) = (run.start.settings.clone(), run.start.source.clone());
+        let (config, step) = (run.start.config.clone(), run.committed);
+        for (id, prev, next, index, blocks, states) in assigns {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.progress = (0, 0);
+            }
+            let assign = Assign {
+                generation: self.generation,
+                stage: StageIndex(u16::try_from(index).unwrap_or(u16::MAX)),
+                stages,
+                blocks,
+                // The host is known to a stage by the number under which it joined; PeerId::HOST stands for it here.
+                prev: prev.unwrap_or(PeerId::HOST),
+                next: next.unwrap_or(PeerId::HOST),
+                prev_trains: prev.is_some() || host_trains,
+                step,
+                settings: settings.clone(),
+                source: source.clone(),
+                config: config.clone(),
+                states,
+            };
+            self.send(id, Message::Assign(Box::new(assign)));
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+
+    fn loaded_if_complete(&mut self) {
+        let Some(run) = self.run.as_ref().filter(|run| run.end.is_none() && self.is_loaded(run)) else {
+            return;
+        };
+        match run.drive {
+            Drive::Held => self.outputs.push_back(Output::Loaded),
+            Drive::Go => self.broadcast(RoomState::Running),
+            Drive::Paused(_) => self.broadcast(RoomState::Paused),
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+
+    fn pause(&mut self, reason: Option<String>) {
+        if let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) {
+            run.drive = Drive::Paused(reason);
+            self.broadcast(RoomState::Paused);
+        }
+    }
+
+    fn resume(&mut self) {
+        let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
+        run.drive = Drive::Go;
+        self.broadcast(RoomState::Running);
+    }
+
+    fn end(&mut self, end: End) {
+        let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
+        let state = if end == End::Finished { RoomState::Finished } else { RoomState::Stopped };
+        run.end = Some(end);
+        self.broadcast(state);
+    }
+
+    fn applied(
+        &mut self,
+        from: Option<PeerId>,
+        owned: Option<Range<u16>>,
+        step: Step,
+        states: Vec<BlockBytes>,
+    ) {
+        let Some(run) = &mut self.run else { return };
+        let Some(closing) = run.closing.as_mut().filter(|closing| closing.report.step == step) else {
+            return;
+        };
+        let Some(owned) = owned else { return };
+        let sent: Vec<u16> = states.iter().map(|state| state.block).collect();
+        if !closing.waiting.contains(&from) || sent != owned.collect::<Vec<_>>() {
+            return;
+        }
+        closing.waiting.remove(&from);
+        closing.states.extend(states);
+        self.commit_if_complete();
+    }
+
+    fn commit_if_complete(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        let Some(closing) = run.closing.take_if(|closing| closing.waiting.is_empty()) else { return };
+        run.states.extend(closing.states.into_iter().map(|state| (state.block, state)));
+        run.committed = closing.report.step.next();
+        run.neighbours_lost = 0;
+        let finished = run.committed.0 >= run.start.settings.steps;
+        self.outputs.push_back(Output::Committed(closing.report));
+        if finished {
+            self.end(End::Finished);
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+
+    /// Does what can be done now: closes a step that is complete, and gives the idle engine its next job.
+    fn advance(&mut self) {
+        self.close_step();
+        if self.running.is_some() {
+            return;
+        }
+        let Some(run) = &mut self.run else { return };
+        let generation = run.plan.generation;
+        if !run.host_loaded {
+            if run.end.is_some() && run.infer_front.is_empty() {
+                return;
+            }
+            let states = run.plan.host.clone().filter_map(|block| run.states.get(&block).cloned()).collect();
+            let job = Job::Load { blocks: run.plan.host.clone(), states };
+            self.running = Some((generation, Kind::Load));
+            self.outputs.push_back(Output::Job(job));
+            return;
+        }
+        let loaded = {
+            let run: &Run = run;
+            run.plan
+                .stages
+                .iter()
+                .all(|(id, _)| self.peers.get(id).is_some_and(|peer| peer.ready == Some(generation)))
+        };
+        if !loaded {
+            return;
+        }
+        if let Some((kind, job)) = Self::next_job(run) {
+            self.running = Some((generation, kind));
+            self.outputs.push_back(Output::Job(job));
+        }
+        self.close_step();
+    }
+
+    /// The head first, it feeds everybody's backward passes; then the host's own backward passes; then new work.
+    fn next_job(run: &mut Run) -> Option<(Kind, Job)> {
+        let step = run.open.step;
+        if run.end.is_none() {
+            if let Some(closing) = run.closing.as_mut().filter(|closing| closing.host_applies) {
+                closing.host_applies = false;
+                let (lr, scale) = (closing.report.lr, closing.scale);
+                return Some((Kind::Apply, Job::Apply { lr, scale }));
+            }
+            if let Some(tensor) = run.open.head.remove(&run.open.next_head) {
+                let micro_batch = run.open.next_head;
+                run.open.next_head = MicroBatch(micro_batch.0 + 1);
+                return Some((Kind::Head(micro_batch), Job::Head { step, micro_batch, tensor }));
+            }
+            let trains = run.plan.host_trains();
+            let may_begin = run.drive == Drive::Go || run.open.has_begun();
+            let in_range = step.0 < run.start.settings.steps;
+            loop {
+                let grads = &run.open.grads;
+                match run.open.front.take(|_| may_begin && in_range, |m| grads.contains_key(&m)) {
+                    Some(Work::Forward(micro_batch)) => {
+                        return Some((Kind::Front(micro_batch), Job::Front { step, micro_batch }));
+                    }
+                    Some(Work::Backward(micro_batch)) => {
+                        if let Some(tensor) = run.open.grads.remove(&micro_batch).flatten().filter(|_| trains)
+                        {
+                            return Some((Kind::BackFront, Job::BackFront { micro_batch, tensor }));
+                        }
+                    }
+                    None => break,
+                }
+            }
+            if trains && run.open.front.is_flushed() && run.open.host_norm == HostNorm::Wanted {
+                run.open.host_norm = HostNorm::Asked;
+                return Some((Kind::GradNorm, Job::GradNorm));
+            }
+        }
+        if let Some((request, tensor)) = run.infer_head.pop_front() {
+            return Some((Kind::InferHead(request), Job::InferHead { request, tensor }));
+        }
+        let request = run.infer_front.pop_front()?;
+        Some((Kind::InferFront(request), Job::InferFront { request }))
+    }
+
+    /// When every gradient of the open step is added up and the step before it is committed, orders the update.
+    fn close_step(&mut self) {
+        let generation = self.generation;
+        let Some(run) = self.run.as_mut().filter(|run| run.end.is_none() && run.closing.is_none()) else {
+            return;
+        };
+        let participants: BTreeSet<Option<PeerId>> = run
+            .plan
+            .stages
+            .iter()
+            .map(|(id, _)| Some(*id))
+            .chain(run.plan.host_trains().then_some(None))
+            .collect();
+        if !run.open.front.is_flushed() || !participants.iter().all(|who| run.open.norms.contains_key(who)) {
+            return;
+        }
+        let step = run.open.step;
+        // Added in pipeline order, so that the sum is the same in every run.
+        let in_order = run.plan.stages.iter().map(|(id, _)| Some(*id)).chain([None]);
+        let sum: f64 = in_order.filter_map(|who| run.open.norms.get(&who)).sum();
+        let (loss, grad_norm) = (run.open.loss, sum.sqrt());
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            let reason = format!(
+                "Step {} has a loss of {loss} and a gradient norm of {grad_norm}: the training diverged. \
+                 A lower learning rate may help; the adapter of the step before is kept.",
+                step.0 + 1
+            );
+            self.end(End::Failed(reason));
+            return;
+        }
+        let settings = &run.start.settings;
+        // As torch.nn.utils.clip_grad_norm_.
+        let clip = settings.grad_clip;
+        let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let lr = settings.lr_at(step.0);
+        let report = StepReport { step, loss, lr, grad_norm, tokens: run.open.tokens };
+        let host_applies = run.plan.host_trains();
+        run.closing =
+            Some(Closing { report, scale, host_applies, waiting: participants, states: Vec::new() });
+        run.open = OpenStep::new(step.next(), &run.plan, settings);
+        let stages: Vec<PeerId> = run.plan.stages.iter().map(|(id, _)| *id).collect();
+        for id in stages {
+            self.send(id, Message::Apply { generation, step, lr, scale });
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let Some((generation, kind)) = self.running.take() else { return };
+        let current = self.generation;
+        let Some(run) = self.run.as_mut() else { return };
+        if generation != current {
+            // The plan changed under it; a text starts its token again, everything else is dropped.
+            if let Kind::InferFront(request) | Kind::InferHead(request) = kind {
+                run.infer_front.push_back(request);
+            }
+            return;
+        }
+        let step = run.open.step;
+        let first = run.plan.stages.first().map(|(id, _)| *id);
+        let last = run.plan.stages.last().map(|(id, _)| *id);
+        match (kind, done) {
+            (Kind::Load, Done::Load) => {
+                run.host_loaded = true;
+                self.loaded_if_complete();
+            }
+            (Kind::Front(micro_batch), Done::Front(tensor)) => match first {
+                Some(to) => self.send(to, Message::Forward { generation, step, micro_batch, tensor }),
+                None => {
+                    run.open.head.insert(micro_batch, tensor);
+                }
+            },
+            (Kind::Head(micro_batch), Done::Head { loss, tokens, grad }) => {
+                run.open.loss += loss;
+                run.open.tokens += tokens;
+                match last {
+                    Some(to) => {
+                        self.send(
+                            to,
+                            Message::Backward { generation, step, micro_batch, tensor: Some(grad) },
+                        );
+                    }
+                    None => {
+                        run.open.grads.insert(micro_batch, Some(grad));
+                    }
+                }
+            }
+            (Kind::GradNorm, Done::GradNorm(sum)) => {
+                run.open.norms.insert(None, sum);
+            }
+            (Kind::Apply, Done::Apply(states)) => {
+                let owned = Some(run.plan.host.clone());
+                if let Some(step) = run.closing.as_ref().map(|closing| closing.report.step) {
+                    self.applied(None, owned, step, states);
+                }
+            }
+            (Kind::InferFront(request), Done::InferFront(tensor)) => match first {
+                Some(to) => {
+                    run.inferring.insert(request);
+                    self.send(to, Message::Infer { generation, request, tensor });
+                }
+                None => run.infer_head.push_back((request, tensor)),
+            },
+            (Kind::InferHead(request), Done::InferHead { done }) => {
+                self.outputs.push_back(Output::Inferred { request, done });
+            }
+            _ => {}
+        }
+    }
+}

@@ -39,6 +39,11 @@ id! {
     Generation(u32)
 }
 
+impl PeerId {
+    /// The host, as an assignment names it; the signaling server numbers from 1.
+    pub const HOST: Self = Self(0);
+}
+
 impl Step {
     /// The step after this one.
     pub fn next(self) -> Self {

@@ -101,6 +101,13 @@ pub enum Message {
         /// In words.
         reason: String,
     },
+    /// A stage has no connection to a neighbour any more.
+    NeighbourLost {
+        /// Of the plan.
+        generation: Generation,
+        /// The neighbour.
+        peer: PeerId,
+    },
     /// A peer asks the host for the size of one of the model's files.
     FileSize {
         /// Chosen by the asker.
@@ -142,6 +149,14 @@ pub struct Device {
     pub backend: String,
 }
 
+impl Device {
+    /// With names cut to what a list can show; they come from the network.
+    pub fn checked(self) -> Self {
+        let cut = |text: String| text.chars().filter(|c| !c.is_control()).take(40).collect();
+        Self { name: cut(self.name), backend: cut(self.backend) }
+    }
+}
+
 /// A stage of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Assign {
@@ -153,9 +168,9 @@ pub struct Assign {
     pub stages: u16,
     /// Its blocks.
     pub blocks: Range<u16>,
-    /// Who sends it hidden states.
+    /// Who sends it hidden states; [`PeerId::HOST`] for the host.
     pub prev: PeerId,
-    /// Whom it sends them to.
+    /// Whom it sends them to; [`PeerId::HOST`] for the host.
     pub next: PeerId,
     /// Whether the stage before trains too, and so wants the gradient.
     pub prev_trains: bool,
@@ -169,6 +184,20 @@ pub struct Assign {
     pub config: String,
     /// Adapters and moments to start from; empty for fresh ones from the seed.
     pub states: Vec<BlockBytes>,
+}
+
+impl Assign {
+    /// Checks what a stage must be able to rely on; the error is in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.blocks.is_empty() || self.stage.0 >= self.stages {
+            let Range { start, end } = self.blocks;
+            return Err(format!(
+                "stage {} of {} with blocks {start}..{end} makes no sense",
+                self.stage, self.stages
+            ));
+        }
+        self.settings.validate().map_err(|error| error.to_string())
+    }
 }
 
 /// A block's adapters and optimizer moments, in the engine's own encoding.

@@ -1,1 +1,558 @@
-//! Under construction.
+//! The machine of a stage: greets the host, takes an assignment, and runs its blocks' jobs in 1F1B order.
+//!
+//! The shell feeds [`Event`]s, runs the [`Job`]s one at a time on its engine, and passes messages on. Everything that
+//! belongs to an older plan is dropped by its generation.
+
+use crate::codec::Boundary;
+use crate::ids::{Generation, MicroBatch, PeerId, Step};
+use crate::link::Lane;
+use crate::message::{Assign, BlockBytes, Device, Message, RoomState};
+use crate::schedule::{Schedule, Work};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// How often a side says that it is alive.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a side may be silent: a CPU stage does not speak while it computes.
+pub const SILENCE: Duration = Duration::from_secs(30);
+/// Unfinished texts that a stage holds at most.
+const MAX_INFERS: usize = 16;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A link is open in both directions.
+    Linked {
+        /// To whom.
+        peer: PeerId,
+        /// Which.
+        lane: Lane,
+    },
+    /// A link is gone for good.
+    Lost {
+        /// To whom.
+        peer: PeerId,
+        /// In words.
+        reason: String,
+    },
+    /// A message arrived.
+    Message {
+        /// Whose link it came on.
+        from: PeerId,
+        /// What it says.
+        message: Message,
+    },
+    /// The blocks are being fetched.
+    Progress {
+        /// Bytes fetched.
+        loaded: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The job is done.
+    Done(Done),
+    /// The job failed.
+    JobFailed {
+        /// In words.
+        reason: String,
+    },
+    /// The owner of this device leaves.
+    Leave,
+}
+
+/// What the shell is to do.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// Send a message.
+    Send {
+        /// To whom.
+        to: PeerId,
+        /// What; [`Message::lane`] says on which lane.
+        message: Message,
+    },
+    /// Make a bulk link to a neighbour; this side makes the offer.
+    Connect {
+        /// To whom.
+        peer: PeerId,
+    },
+    /// Run a job; the next one comes only after this one's [`Event::Done`] or [`Event::JobFailed`].
+    Job(Job),
+    /// What [`Stage::view`] shows has changed.
+    Changed,
+}
+
+/// Work for the engine.
+#[derive(Debug, PartialEq)]
+pub enum Job {
+    /// Load the blocks, and their adapters and moments; drop what was there.
+    Load(Box<Assign>),
+    /// The forward pass of a micro-batch, to be kept for backward.
+    Forward {
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// `[batch, time, hidden]`.
+        tensor: Boundary,
+    },
+    /// The backward pass of a micro-batch; its gradients are added up.
+    Backward {
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// `[batch, time, hidden]`.
+        tensor: Boundary,
+        /// Whether the gradient of the input is wanted.
+        want_input_grad: bool,
+    },
+    /// The sum of squares of the gradients.
+    GradNorm,
+    /// The optimizer update.
+    Apply {
+        /// Learning rate.
+        lr: f64,
+        /// Gradients are multiplied by this first.
+        scale: f64,
+    },
+    /// A forward pass outside training.
+    Infer {
+        /// Which text.
+        request: u32,
+        /// `[1, time, hidden]`.
+        tensor: Boundary,
+    },
+}
+
+/// What a job gave.
+#[derive(Debug, PartialEq)]
+pub enum Done {
+    /// [`Job::Load`].
+    Load,
+    /// [`Job::Forward`]: hidden states.
+    Forward(Boundary),
+    /// [`Job::Backward`]: the gradient of the input if it was wanted.
+    Backward(Option<Boundary>),
+    /// [`Job::GradNorm`].
+    GradNorm(f64),
+    /// [`Job::Apply`]: adapters and moments as they are now.
+    Apply(Vec<BlockBytes>),
+    /// [`Job::Infer`]: hidden states.
+    Infer(Boundary),
+}
+
+/// What a person sees of a stage.
+#[derive(Clone, Debug, PartialEq)]
+pub enum View {
+    /// Waits for the host's welcome.
+    Greeting,
+    /// Greeted, without a stage.
+    Waiting,
+    /// Fetches its blocks (bytes of bytes), or waits for its neighbours.
+    Loading(u64, u64),
+    /// Takes part.
+    Training,
+    /// Has its blocks, and the run stands in this state.
+    Idle(RoomState),
+    /// Over; why, in words.
+    Ended(String),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Stage {
+    host: PeerId,
+    device: Device,
+    phase: Phase,
+    links: BTreeSet<PeerId>,
+    outputs: VecDeque<Output>,
+    running: Option<Running>,
+    heard: Duration,
+    heartbeat: Duration,
+    room: RoomState,
+    steps_done: u32,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Greeting,
+    Waiting,
+    Loading { assign: Box<Assign>, queued: bool, loaded: bool, progress: (u64, u64) },
+    Working(Box<Working>),
+    Ended(String),
+}
+
+/// The job that the engine works on.
+#[derive(Debug)]
+struct Running {
+    generation: Generation,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Load,
+    Forward(MicroBatch),
+    Backward(MicroBatch),
+    GradNorm,
+    Apply,
+    Infer(u32),
+}
+
+#[derive(Debug)]
+struct Working {
+    assign: Assign,
+    step: Step,
+    schedule: Schedule,
+    forwards: BTreeMap<(Step, MicroBatch), Boundary>,
+    backwards: BTreeMap<MicroBatch, Boundary>,
+    infers: VecDeque<(u32, Boundary)>,
+    flush: Flush,
+}
+
+/// The end of a step.
+#[derive(Debug, PartialEq)]
+enum Flush {
+    Accumulating,
+    Announced,
+    Ordered { lr: f64, scale: f64 },
+}
+
+impl Working {
+    fn new(assign: Assign) -> Self {
+        let step = assign.step;
+        Self {
+            schedule: Self::schedule(&assign),
+            assign,
+            step,
+            forwards: BTreeMap::new(),
+            backwards: BTreeMap::new(),
+            infers: VecDeque::new(),
+            flush: Flush::Accumulating,
+        }
+    }
+
+    /// The host's front is position 0 and its head the last one.
+    fn schedule(assign: &Assign) -> Schedule {
+        Schedule::new(
+            assign.stage.0.saturating_add(1),
+            assign.stages.saturating_add(2),
+            assign.settings.micro_batches,
+        )
+    }
+
+    fn next_job(&mut self) -> Option<(Kind, Job)> {
+        let (step, forwards, backwards) = (self.step, &self.forwards, &self.backwards);
+        match self.schedule.take(|m| forwards.contains_key(&(step, m)), |m| backwards.contains_key(&m)) {
+            Some(Work::Forward(micro_batch)) => {
+                let tensor = self.forwards.remove(&(step, micro_batch))?;
+                return Some((Kind::Forward(micro_batch), Job::Forward { micro_batch, tensor }));
+            }
+            Some(Work::Backward(micro_batch)) => {
+                let tensor = self.backwards.remove(&micro_batch)?;
+                let want_input_grad = self.assign.stage.0 > 0 || self.assign.prev_trains;
+                return Some((
+                    Kind::Backward(micro_batch),
+                    Job::Backward { micro_batch, tensor, want_input_grad },
+                ));
+            }
+            None => {}
+        }
+        if let Flush::Ordered { lr, scale } = self.flush {
+            return Some((Kind::Apply, Job::Apply { lr, scale }));
+        }
+        if self.schedule.is_flushed() && self.flush == Flush::Accumulating {
+            self.flush = Flush::Announced;
+            return Some((Kind::GradNorm, Job::GradNorm));
+        }
+        let (request, tensor) = self.infers.pop_front()?;
+        Some((Kind::Infer(request), Job::Infer { request, tensor }))
+    }
+}
+
+impl Stage {
+    /// A stage for the room of `host`, at time `now` of any clock.
+    pub fn new(host: PeerId, device: Device, now: Duration) -> Self {
+        Self {
+            host,
+            device,
+            phase: Phase::Greeting,
+            links: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            running: None,
+            heard: now,
+            heartbeat: now,
+            room: RoomState::Paused,
+            steps_done: 0,
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, event: Event, now: Duration) {
+        if matches!(self.phase, Phase::Ended(_)) {
+            return;
+        }
+        match event {
+            Event::Linked { peer, lane: Lane::Control } if peer == self.host => {
+                self.heard = now;
+                self.send_host(Message::Hello(self.device.clone()));
+            }
+            Event::Linked { lane: Lane::Control, .. } => {}
+            Event::Linked { peer, lane: Lane::Bulk } => {
+                self.links.insert(peer);
+                self.ready_if_complete();
+            }
+            Event::Lost { peer, reason } if peer == self.host => {
+                self.end(format!("The connection to the host was lost ({reason})."));
+            }
+            Event::Lost { peer, .. } => self.lost_neighbour(peer),
+            Event::Message { from, message } => self.message(from, message, now),
+            Event::Progress { loaded, total } => self.progress(loaded, total),
+            Event::Done(done) => self.done(done),
+            Event::JobFailed { reason } => self.job_failed(reason),
+            Event::Leave => {
+                self.send_host(Message::Goodbye { reason: "its owner left".into() });
+                self.end("You left the room.".into());
+            }
+        }
+        self.start_job();
+    }
+
+    /// To be called at [`poll_timeout`](Self::poll_timeout) or later.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if matches!(self.phase, Phase::Ended(_)) {
+            return;
+        }
+        if now >= self.heard + SILENCE {
+            self.end(format!("The host has been silent for {} seconds.", SILENCE.as_secs()));
+        } else if now >= self.heartbeat {
+            self.heartbeat = now + HEARTBEAT;
+            self.send_host(Message::Heartbeat);
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        (!matches!(self.phase, Phase::Ended(_))).then(|| self.heartbeat.min(self.heard + SILENCE))
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// What a person sees.
+    pub fn view(&self) -> View {
+        match &self.phase {
+            Phase::Greeting => View::Greeting,
+            Phase::Waiting => View::Waiting,
+            Phase::Loading { progress: (loaded, total), .. } => View::Loading(*loaded, *total),
+            Phase::Working(_) if self.room == RoomState::Running => View::Training,
+            Phase::Working(_) => View::Idle(self.room),
+            Phase::Ended(reason) => View::Ended(reason.clone()),
+        }
+    }
+
+    /// The assignment in force.
+    pub fn assign(&self) -> Option<&Assign> {
+        match &self.phase {
+            Phase::Loading { assign, .. } => Some(assign),
+            Phase::Working(working) => Some(&working.assign),
+            Phase::Greeting | Phase::Waiting | Phase::Ended(_) => None,
+        }
+    }
+
+    /// Steps in which this device took part.
+    pub fn steps_done(&self) -> u32 {
+        self.steps_done
+    }
+
+    fn send_host(&mut self, message: Message) {
+        self.send(self.host, message);
+    }
+
+    fn send(&mut self, to: PeerId, message: Message) {
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    fn end(&mut self, reason: String) {
+        self.phase = Phase::Ended(reason);
+        self.outputs.push_back(Output::Changed);
+    }
+
+    fn message(&mut self, from: PeerId, message: Message, now: Duration) {
+        if from == self.host {
+            self.heard = now;
+        }
+        match message {
+            Message::Forward { generation, step, micro_batch, tensor } => {
+                if let Some(working) = self.working(generation).filter(|w| w.assign.prev == from) {
+                    let soon = step == working.step || step == working.step.next();
+                    if soon && micro_batch.0 < working.assign.settings.micro_batches {
+                        working.forwards.insert((step, micro_batch), tensor);
+                    }
+                }
+            }
+            Message::Backward { generation, step, micro_batch, tensor: Some(tensor) } => {
+                if let Some(working) = self.working(generation).filter(|w| w.assign.next == from) {
+                    if step == working.step && micro_batch.0 < working.assign.settings.micro_batches {
+                        working.backwards.insert(micro_batch, tensor);
+                    }
+                }
+            }
+            Message::Infer { generation, request, tensor } => {
+                if let Some(working) = self.working(generation).filter(|w| w.assign.prev == from) {
+                    if working.infers.len() < MAX_INFERS {
+                        working.infers.push_back((request, tensor));
+                    }
+                }
+            }
+            message if from == self.host => self.host_message(message),
+            _ => {}
+        }
+    }
+
+    fn host_message(&mut self, message: Message) {
+        match message {
+            Message::Welcome(_) if matches!(self.phase, Phase::Greeting) => {
+                self.phase = Phase::Waiting;
+                self.outputs.push_back(Output::Changed);
+            }
+            Message::Assign(assign) => self.assigned(assign),
+            Message::Apply { generation, step, lr, scale } => {
+                if let Some(working) = self.working(generation).filter(|w| w.step == step) {
+                    working.flush = Flush::Ordered { lr, scale };
+                }
+            }
+            Message::Room(state) => {
+                self.room = state;
+                self.outputs.push_back(Output::Changed);
+            }
+            Message::Goodbye { reason } => self.end(reason),
+            _ => {}
+        }
+    }
+
+    fn working(&mut self, generation: Generation) -> Option<&mut Working> {
+        match &mut self.phase {
+            Phase::Working(working) if working.assign.generation == generation => Some(working),
+            _ => None,
+        }
+    }
+
+    fn assigned(&mut self, mut assign: Box<Assign>) {
+        for neighbour in [&mut assign.prev, &mut assign.next] {
+            if *neighbour == PeerId::HOST {
+                *neighbour = self.host;
+            }
+        }
+        if self.assign().is_some_and(|current| current.generation >= assign.generation) {
+            return;
+        }
+        let generation = assign.generation;
+        if let Err(reason) = assign.check() {
+            self.send_host(Message::Failed { generation, reason });
+            return;
+        }
+        if assign.next != self.host && !self.links.contains(&assign.next) {
+            self.outputs.push_back(Output::Connect { peer: assign.next });
+        }
+        self.phase = Phase::Loading { assign, queued: false, loaded: false, progress: (0, 0) };
+        self.outputs.push_back(Output::Changed);
+    }
+
+    fn progress(&mut self, loaded: u64, total: u64) {
+        let Phase::Loading { assign, progress, .. } = &mut self.phase else { return };
+        // A step of 1 % is enough for a bar.
+        let worth_telling = loaded == total || loaded.saturating_sub(progress.0) * 100 >= total;
+        if worth_telling && self.running.as_ref().is_some_and(|job| job.generation == assign.generation) {
+            *progress = (loaded, total);
+            let generation = assign.generation;
+            self.send_host(Message::Progress { generation, loaded, total });
+            self.outputs.push_back(Output::Changed);
+        }
+    }
+
+    fn ready_if_complete(&mut self) {
+        let Phase::Loading { assign, loaded: true, .. } = &self.phase else { return };
+        if !(self.links.contains(&assign.prev) && self.links.contains(&assign.next)) {
+            return;
+        }
+        let generation = assign.generation;
+        self.phase = Phase::Working(Box::new(Working::new((**assign).clone())));
+        self.send_host(Message::Ready { generation });
+        self.outputs.push_back(Output::Changed);
+    }
+
+    fn lost_neighbour(&mut self, peer: PeerId) {
+        self.links.remove(&peer);
+        let neighbour = |assign: &Assign| assign.prev == peer || assign.next == peer;
+        if let Some(generation) =
+            self.assign().filter(|assign| neighbour(assign)).map(|assign| assign.generation)
+        {
+            self.send_host(Message::NeighbourLost { generation, peer });
+        }
+    }
+
+    fn start_job(&mut self) {
+        if self.running.is_some() {
+            return;
+        }
+        let (generation, next) = match &mut self.phase {
+            Phase::Loading { assign, queued, .. } if !*queued => {
+                *queued = true;
+                (assign.generation, Some((Kind::Load, Job::Load(assign.clone()))))
+            }
+            Phase::Working(working) => (working.assign.generation, working.next_job()),
+            _ => return,
+        };
+        if let Some((kind, job)) = next {
+            self.running = Some(Running { generation, kind });
+            self.outputs.push_back(Output::Job(job));
+        }
+    }
+
+    fn job_failed(&mut self, reason: String) {
+        if let Some(Running { generation, .. }) = self.running.take() {
+            if self.assign().is_some_and(|assign| assign.generation == generation) {
+                self.phase = Phase::Waiting;
+                self.send_host(Message::Failed { generation, reason });
+                self.outputs.push_back(Output::Changed);
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let Some(Running { generation, kind }) = self.running.take() else { return };
+        let host = self.host;
+        match &mut self.phase {
+            Phase::Loading { assign, loaded, .. } if assign.generation == generation => {
+                *loaded = true;
+                self.ready_if_complete();
+            }
+            Phase::Working(working) if working.assign.generation == generation => {
+                let (step, prev, next) = (working.step, working.assign.prev, working.assign.next);
+                match (kind, done) {
+                    (Kind::Forward(micro_batch), Done::Forward(tensor)) => {
+                        self.send(next, Message::Forward { generation, step, micro_batch, tensor });
+                    }
+                    (Kind::Backward(micro_batch), Done::Backward(tensor)) => {
+                        self.send(prev, Message::Backward { generation, step, micro_batch, tensor });
+                    }
+                    (Kind::GradNorm, Done::GradNorm(grad_sum_of_squares)) => {
+                        self.send(host, Message::StepDone { generation, step, grad_sum_of_squares });
+                    }
+                    (Kind::Apply, Done::Apply(states)) => {
+                        working.step = step.next();
+                        working.schedule = Working::schedule(&working.assign);
+                        working.flush = Flush::Accumulating;
+                        self.steps_done += 1;
+                        self.send(host, Message::Applied { generation, step, states });
+                        self.outputs.push_back(Output::Changed);
+                    }
+                    (Kind::Infer(request), Done::Infer(tensor)) => {
+                        self.send(next, Message::Infer { generation, request, tensor });
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+}
