@@ -26,7 +26,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     if !workspace.root.join("index.html").is_file() {
         bail!("there is no index.html in {}: there is no page to build", workspace.root.display());
     }
-    if !workspace.target.join(WASM).join("release").is_dir() {
+    if !workspace.target.join(WASM).join("release/engine-gpu.wasm").is_file() {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         println!(
             "   The first build compiles burn with WebGPU and takes about {FIRST_BUILD_MINUTES} minutes on 2 cores \

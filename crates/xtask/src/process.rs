@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -54,9 +54,9 @@ pub(crate) fn run_reading(command: &mut Command, mut on_line: impl FnMut(&str)) 
     loop {
         match lines.recv_timeout(Duration::from_millis(200)) {
             Ok(line) => {
-                // A closed standard output must not stop the tests.
-                let _ = io::stdout().write_all(&line).and_then(|()| io::stdout().flush());
-                on_line(&String::from_utf8_lossy(&line));
+                let line = String::from_utf8_lossy(&line);
+                print!("{line}");
+                on_line(&line);
             }
             Err(RecvTimeoutError::Disconnected) => {
                 return child.wait().with_context(|| format!("lost {name}"));

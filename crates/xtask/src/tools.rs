@@ -4,6 +4,7 @@ use crate::cargo::{self, WASM};
 use crate::process;
 use crate::workspace::Workspace;
 use anyhow::{Result, bail};
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -21,8 +22,15 @@ pub(crate) enum Install {
     Forbidden,
 }
 
-/// The standard library for wasm.
+/// The standard library for wasm, and the compiler flags that it is used with.
 pub(crate) fn wasm_target(install: Install) -> Result<()> {
+    for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
+        if env::var_os(variable).is_some_and(|flags| !flags.is_empty()) {
+            bail!(
+                "{variable} is set and would replace what .cargo/config.toml gives {WASM} (SIMD): unset it"
+            );
+        }
+    }
     let sysroot = process::output(Command::new("rustc").args(["--print", "sysroot"]));
     if sysroot.is_some_and(|dir| Path::new(&dir).join("lib/rustlib").join(WASM).join("lib").is_dir()) {
         return Ok(());
