@@ -1,8 +1,8 @@
 //! The channels of one device: a [`Link`] over each, pumped for as long as the channel's own queue is short.
 
+use baton_protocol::PeerId;
 use baton_protocol::link::{Lane, Link, LinkError};
 use baton_protocol::message::Message;
-use baton_protocol::PeerId;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -98,7 +98,12 @@ impl<C: Channel> Ports<C> {
     /// # Errors
     ///
     /// When it is closed already.
-    pub fn insert(&mut self, peer: PeerId, lane: Lane, make: impl FnOnce(PortId) -> C) -> Result<PortId, PortError> {
+    pub fn insert(
+        &mut self,
+        peer: PeerId,
+        lane: Lane,
+        make: impl FnOnce(PortId) -> C,
+    ) -> Result<PortId, PortError> {
         self.incarnation += 1;
         let id = PortId { peer, lane, incarnation: self.incarnation };
         let port = Port { incarnation: self.incarnation, channel: make(id), link: Link::new() };

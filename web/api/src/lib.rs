@@ -321,8 +321,11 @@ pub struct StepReport {
 pub struct StageInfo {
     /// First and last block (last exclusive).
     pub blocks: Option<(u16, u16)>,
-    /// Its place among how many.
+    /// Its place in the pipeline (0 is the first after the host) among how many.
     pub place: Option<(u16, u16)>,
+    /// Blocks of the whole model, to say how much of it this device holds.
+    #[serde(default)]
+    pub model_blocks: Option<u16>,
     /// What it does now.
     pub state: DeviceState,
     /// Steps in which it took part.
