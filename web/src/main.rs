@@ -1,3 +1,32 @@
-//! Under construction.
+//! The page: a host's three steps and its run, or a joiner's stage. The engine runs in a worker; tensor bytes never
+//! come here.
+#![cfg_attr(not(target_arch = "wasm32"), allow(dead_code))]
 
-fn main() {}
+#[cfg(target_arch = "wasm32")]
+mod app;
+#[cfg(target_arch = "wasm32")]
+mod browser;
+#[cfg(target_arch = "wasm32")]
+mod chart;
+#[cfg(target_arch = "wasm32")]
+mod engine;
+mod form;
+mod format;
+#[cfg(target_arch = "wasm32")]
+mod host;
+mod ids;
+#[cfg(target_arch = "wasm32")]
+mod join;
+#[cfg(target_arch = "wasm32")]
+mod track;
+
+#[cfg(target_arch = "wasm32")]
+fn main() {
+    console_error_panic_hook::set_once();
+    app::mount();
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn main() {
+    eprintln!("The page runs in a browser: `cargo xtask serve` builds and serves it.");
+}

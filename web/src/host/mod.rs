@@ -1,0 +1,168 @@
+//! The host's page: a model, a text, the devices; then the run.
+
+mod devices;
+mod model;
+mod run;
+mod session;
+mod settings;
+mod text;
+
+use crate::{
+    app::{Alert, InsecureNote, Masthead},
+    format,
+};
+use baton_web_api::RunPhase;
+use leptos::prelude::*;
+use session::{Choice, EngineState, Session};
+
+/// The host's page.
+#[component]
+pub fn Host() -> impl IntoView {
+    let session = Session::start();
+    provide_context(session);
+    on_cleanup(move || session.end());
+    let in_lobby = Memo::new(move |_| session.phase.with(|phase| *phase == RunPhase::Lobby));
+    view! {
+        <Masthead>
+            <EngineChip />
+        </Masthead>
+        <main>
+            <div class="intro" hidden=move || !in_lobby.get()>
+                <h1>"Teach a language model, together"</h1>
+                <p>
+                    "Every phone that opens the link carries a part of the model. Your text stays in this tab; at the end you download a LoRA adapter."
+                </p>
+            </div>
+            <InsecureNote />
+            <Alert id="error-engine" error=session.errors.engine />
+            <Alert id="error-run" error=session.errors.run />
+            <p id="phase" class="visually-hidden" role="status" data-phase=move || phase_name(&session.phase.get())>
+                {move || session.phase.with(phase_words)}
+            </p>
+            <div class="columns">
+                <div class="wide">
+                    <div class="stack" hidden=move || !in_lobby.get()>
+                        <model::ModelStep />
+                        <text::TextStep />
+                        <settings::SettingsPanel />
+                    </div>
+                    <div class="stack" hidden=in_lobby>
+                        <run::RunPanel />
+                    </div>
+                </div>
+                <div class="narrow">
+                    <devices::DevicesStep />
+                </div>
+            </div>
+        </main>
+        <StartBar in_lobby=in_lobby />
+    }
+}
+
+/// A phase as tests and styles know it.
+fn phase_name(phase: &RunPhase) -> &'static str {
+    match phase {
+        RunPhase::Lobby => "lobby",
+        RunPhase::Loading => "loading",
+        RunPhase::Sampling => "sampling",
+        RunPhase::Running => "running",
+        RunPhase::Paused { .. } => "paused",
+        RunPhase::Finished => "finished",
+        RunPhase::Stopped => "stopped",
+        RunPhase::Failed { .. } => "failed",
+    }
+}
+
+/// A phase as a person knows it.
+fn phase_words(phase: &RunPhase) -> &'static str {
+    match phase {
+        RunPhase::Lobby => "Getting ready",
+        RunPhase::Loading => "Handing out the model",
+        RunPhase::Sampling => "Writing a sample",
+        RunPhase::Running => "Training",
+        RunPhase::Paused { .. } => "Paused",
+        RunPhase::Finished => "Finished",
+        RunPhase::Stopped => "Stopped",
+        RunPhase::Failed { .. } => "The run could not go on",
+    }
+}
+
+/// Why a run stands still, if there is more to say.
+fn phase_reason(phase: &RunPhase) -> Option<String> {
+    match phase {
+        RunPhase::Loading => Some("Each device fetches its own blocks.".into()),
+        RunPhase::Sampling => Some("For the comparison of before and after.".into()),
+        RunPhase::Paused { reason } => reason.clone(),
+        RunPhase::Failed { reason } => Some(reason.clone()),
+        _ => None,
+    }
+}
+
+#[component]
+fn EngineChip() -> impl IntoView {
+    let session = expect_context::<Session>();
+    let state = move || match session.engine_state.get() {
+        EngineState::Starting { .. } => "starting",
+        EngineState::Ready { .. } => "ready",
+        EngineState::Failed => "failed",
+    };
+    let backend = move || match session.engine_state.get() {
+        EngineState::Ready { backend } => Some(backend),
+        _ => None,
+    };
+    let words = move || match session.engine_state.get() {
+        EngineState::Starting { loaded: 0 } => "Loading the engine…".into(),
+        EngineState::Starting { loaded } => format!("Loading the engine… {}", format::bytes(loaded)),
+        EngineState::Ready { backend } => format!("Ready on {backend}"),
+        EngineState::Failed => "No engine".into(),
+    };
+    view! {
+        <p id="engine" class="chip" role="status" data-state=state data-backend=backend>
+            <i class="dot"></i>
+            {words}
+        </p>
+    }
+}
+
+/// What is chosen so far, and the button that starts it.
+#[component]
+fn StartBar(in_lobby: Memo<bool>) -> impl IntoView {
+    let session = expect_context::<Session>();
+    let missing = Memo::new(move |_| {
+        if session.engine_state.with(|state| *state == EngineState::Failed) {
+            return Some("The engine could not start; see above.".to_owned());
+        }
+        match (session.model.get(), session.text.get()) {
+            (Choice::Busy, _) => Some("Reading the model…".into()),
+            (Choice::None | Choice::Error, _) => Some("Choose a model that can be trained.".into()),
+            (_, Choice::Busy) => Some("Reading the text…".into()),
+            (_, Choice::None | Choice::Error) => Some("Choose a text.".into()),
+            _ => session.form.with(|form| form.settings().err()).map(|_| "A setting needs a look.".into()),
+        }
+    });
+    let summary = move || {
+        missing.get().unwrap_or_else(|| {
+            let helpers = session.helpers();
+            match helpers {
+                0 => "This device alone: others can join before or during the run.".into(),
+                n => format!("This device and {}.", format::plural(n, "other", "others")),
+            }
+        })
+    };
+    view! {
+        <div class="startbar" hidden=move || !in_lobby.get()>
+            <div class="startbar-inner">
+                <p aria-live="polite">{summary}</p>
+                <button
+                    id="start"
+                    type="button"
+                    class="primary"
+                    disabled=move || missing.with(Option::is_some)
+                    on:click=move |_| session.begin()
+                >
+                    "Start training"
+                </button>
+            </div>
+        </div>
+    }
+}

@@ -1,0 +1,255 @@
+//! The run as it goes, and what comes out of it.
+
+use super::{phase_reason, phase_words, session::Session};
+use crate::{
+    app::Alert,
+    chart::LossChart,
+    format,
+    track::{Station, Track},
+};
+use baton_web_api::{DeviceState, RunPhase, StepReport};
+use leptos::prelude::*;
+
+/// Steps over which speed and time left are averaged.
+const WINDOW: usize = 8;
+
+/// Target tokens and seconds of the last steps.
+fn pace(reports: &[StepReport]) -> Option<(f64, f64)> {
+    // The first step pays for compiling and is not typical.
+    let from = reports.len().saturating_sub(WINDOW).max(usize::from(reports.len() > 1));
+    let recent = reports.get(from..)?;
+    let seconds: f64 = recent.iter().map(|report| report.seconds).sum();
+    let tokens: f64 = recent.iter().map(|report| f64::from(report.tokens)).sum();
+    #[allow(clippy::cast_precision_loss)] // a handful
+    let steps = recent.len() as f64;
+    (seconds > 0.0).then(|| (tokens / seconds, seconds / steps))
+}
+
+/// Progress, curve, samples, adapter.
+#[component]
+pub fn RunPanel() -> impl IntoView {
+    let session = expect_context::<Session>();
+    let phase = session.phase;
+    let done =
+        Memo::new(move |_| session.reports.with(|reports| reports.last().map_or(0, |last| last.step.0 + 1)));
+    let over = Memo::new(move |_| {
+        phase.with(|phase| matches!(phase, RunPhase::Finished | RunPhase::Stopped | RunPhase::Failed { .. }))
+    });
+    let paused = Memo::new(move |_| phase.with(|phase| matches!(phase, RunPhase::Paused { .. })));
+    let running = Memo::new(move |_| phase.with(|phase| *phase == RunPhase::Running));
+    let last = move || session.reports.with(|reports| reports.last().copied());
+    let pace = Memo::new(move |_| session.reports.with(|reports| pace(reports)));
+    let left = move || {
+        let steps = session.steps.get().saturating_sub(done.get());
+        pace.get().map_or_else(|| "–".into(), |(_, seconds)| format::duration(seconds * f64::from(steps)))
+    };
+    let elapsed =
+        move || session.reports.with(|reports| format::duration(reports.iter().map(|r| r.seconds).sum()));
+    let stations = Memo::new(move |_| {
+        let mut stages: Vec<(Option<(u16, u16)>, Station)> = session.devices.with(|devices| {
+            devices
+                .iter()
+                .filter(|device| device.peer.is_some() && device.blocks.is_some())
+                .map(|device| {
+                    let lit = device.state == DeviceState::Training;
+                    (device.blocks, Station { label: String::new(), mine: false, lit })
+                })
+                .collect()
+        });
+        stages.sort_by_key(|(blocks, _)| *blocks);
+        let numbered =
+            stages.into_iter().zip(1..).map(|((_, station), i)| Station { label: i.to_string(), ..station });
+        std::iter::once(Station { label: "you".into(), mine: true, lit: true })
+            .chain(numbered)
+            .collect::<Vec<_>>()
+    });
+    view! {
+        <section class="card run" aria-labelledby="run-title">
+            <div class="run-head">
+                <h2 id="run-title" class:alarming=move || phase.with(|phase| matches!(phase, RunPhase::Failed { .. }))>
+                    {move || phase.with(phase_words)}
+                </h2>
+                <div class="buttons">
+                    <button id="pause" type="button" hidden=move || over.get() || paused.get() on:click=move |_| session.pause()>
+                        "Pause"
+                    </button>
+                    <button id="resume" type="button" class="primary" hidden=move || !paused.get() on:click=move |_| session.resume()>
+                        "Resume"
+                    </button>
+                    <button id="stop" type="button" hidden=over on:click=move |_| session.stop()>"Stop"</button>
+                </div>
+            </div>
+            <p class="reason" hidden=move || phase.with(|phase| phase_reason(phase).is_none())>
+                {move || phase.with(phase_reason)}
+            </p>
+            <progress
+                class="run-progress"
+                aria-label="Steps done"
+                prop:max=move || f64::from(session.steps.get().max(1))
+                prop:value=move || f64::from(done.get())
+            ></progress>
+            <dl class="figures">
+                <div>
+                    <dt>"Step"</dt>
+                    <dd>{move || done.get()}<small>{move || format!(" of {}", session.steps.get())}</small></dd>
+                </div>
+                <div>
+                    <dt>"Loss"</dt>
+                    <dd>{move || last().map_or_else(|| "–".into(), |report| format!("{:.3}", report.loss))}</dd>
+                </div>
+                <div>
+                    <dt>"Tokens a second"</dt>
+                    <dd>{move || pace.get().map_or_else(|| "–".into(), |(speed, _)| format::number(speed))}</dd>
+                </div>
+                <div>
+                    <dt>{move || if over.get() { "Time" } else { "Time left" }}</dt>
+                    <dd>{move || if over.get() { elapsed() } else { left() }}</dd>
+                </div>
+            </dl>
+            <LossChart reports=session.reports steps=session.steps.into() />
+        </section>
+
+        <section class="card finish" hidden=move || !over.get() aria-labelledby="finish-title">
+            <h2 id="finish-title">"The adapter"</h2>
+            <p class="hint">
+                {move || format!("LoRA weights after {}, as Hugging Face PEFT loads them.", format::plural(u64::from(done.get()), "step", "steps"))}
+            </p>
+            <div class="buttons">
+                <button
+                    id="download"
+                    type="button"
+                    class="primary"
+                    disabled=move || session.downloading.get() || done.get() == 0
+                    on:click=move |_| session.fetch_adapter()
+                >
+                    {move || if session.downloading.get() { "Packing…" } else { "Download adapter" }}
+                </button>
+                <button id="again" type="button" on:click=move |_| session.again()>"Run again"</button>
+            </div>
+        </section>
+
+        <section
+            class="card"
+            aria-labelledby="samples-title"
+            hidden=move || session.before.with(Option::is_none) && session.after.with(Option::is_none)
+        >
+            <h2 id="samples-title">"What it writes"</h2>
+            <div class="samples">
+                <Sample id="sample-before" title="Before" sample=session.before empty="" />
+                <Sample id="sample-after" title="After" sample=session.after empty="It writes again when the training is over." />
+            </div>
+        </section>
+
+        <section class="card" hidden=move || !over.get() aria-labelledby="try-title">
+            <h2 id="try-title">"Try it"</h2>
+            <TryIt />
+        </section>
+
+        <section class="card relay" aria-label="The ring of devices" hidden=move || over.get() || stations.with(|s| s.len() < 2)>
+            <Track stations=Signal::derive(move || stations.get()) moving=Signal::derive(move || running.get()) />
+        </section>
+    }
+}
+
+#[component]
+fn Sample(
+    id: &'static str,
+    title: &'static str,
+    sample: RwSignal<super::session::Sample>,
+    empty: &'static str,
+) -> impl IntoView {
+    view! {
+        <figure class="sample">
+            <figcaption>{title}</figcaption>
+            <blockquote id=id>
+                {move || match sample.get() {
+                    None => view! { <span class="hint">{empty}</span> }.into_any(),
+                    Some((prompt, text)) => match text.strip_prefix(&prompt) {
+                        Some(rest) => view! { <mark>{prompt.clone()}</mark>{rest.to_owned()} }.into_any(),
+                        None => text.into_any(),
+                    },
+                }}
+            </blockquote>
+        </figure>
+    }
+}
+
+#[component]
+fn TryIt() -> impl IntoView {
+    let session = expect_context::<Session>();
+    let prompt = RwSignal::new(String::new());
+    let tokens = RwSignal::new("80".to_owned());
+    let temperature = RwSignal::new("0.7".to_owned());
+    Effect::new(move |_| {
+        // The beginning of the sample is a good first prompt.
+        if let Some((beginning, _)) = session.before.get()
+            && prompt.with_untracked(String::is_empty)
+        {
+            prompt.set(beginning);
+        }
+    });
+    let ask = move |event: web_sys::SubmitEvent| {
+        event.prevent_default();
+        let tokens =
+            tokens.with_untracked(|text| text.trim().parse().ok().filter(|n| (1..=4096).contains(n)));
+        let temperature = temperature
+            .with_untracked(|text| text.trim().parse().ok().filter(|t: &f64| (0.0..=10.0).contains(t)));
+        match (tokens, temperature) {
+            (Some(tokens), Some(temperature)) => {
+                session.generate(prompt.get_untracked(), tokens, temperature)
+            }
+            (None, _) => {
+                session.errors.generate.set(Some("Tokens must be a whole number from 1 to 4096.".into()))
+            }
+            (_, None) => session.errors.generate.set(Some(
+                "Temperature must be a number from 0 to 10; 0 always takes the likeliest token.".into(),
+            )),
+        }
+    };
+    view! {
+        <form on:submit=ask>
+            <label class="field" for="generate-prompt">"A beginning"</label>
+            <textarea
+                id="generate-prompt"
+                rows="2"
+                prop:value=prompt
+                on:input=move |event| prompt.set(event_target_value(&event))
+            ></textarea>
+            <div class="grid try">
+                <div class="cell">
+                    <label for="generate-tokens">"Tokens"</label>
+                    <input
+                        id="generate-tokens"
+                        type="text"
+                        inputmode="numeric"
+                        prop:value=tokens
+                        on:input=move |event| tokens.set(event_target_value(&event))
+                    />
+                </div>
+                <div class="cell">
+                    <label for="generate-temperature">"Temperature"</label>
+                    <input
+                        id="generate-temperature"
+                        type="text"
+                        inputmode="decimal"
+                        prop:value=temperature
+                        on:input=move |event| temperature.set(event_target_value(&event))
+                    />
+                </div>
+                <button id="generate" type="submit" disabled=session.generating>
+                    {move || if session.generating.get() { "Writing…" } else { "Write on" }}
+                </button>
+            </div>
+        </form>
+        <Alert id="error-generate" error=session.errors.generate />
+        <blockquote
+            id="generated"
+            role="status"
+            aria-busy=move || session.generating.get().to_string()
+            data-done=move || (!session.generating.get() && session.generated.with(Option::is_some)).to_string()
+            hidden=move || session.generated.with(Option::is_none)
+        >
+            {move || session.generated.get()}
+        </blockquote>
+    }
+}

@@ -1,0 +1,660 @@
+//! Everything a host's page knows and does: signals for the view, and the engine, room and connections behind them.
+
+use crate::{
+    browser::{self, WakeLock},
+    engine::{Beside, Engine, EngineEvent},
+    form::Form,
+};
+use baton_protocol::{
+    PeerId,
+    link::Lane,
+    signal::{ErrorCode, Role},
+};
+use baton_transport::browser::{Gone, Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
+use baton_web_api::{
+    DeviceInfo, ErrorAbout, FromWorker, ModelChoice, ModelInfo, RunPhase, StepReport, TextInfo, ToWorker,
+};
+use gloo::events::{EventListener, EventListenerOptions};
+use js_sys::{ArrayBuffer, Uint8Array};
+use leptos::prelude::*;
+use wasm_bindgen::JsCast;
+use wasm_bindgen_futures::{JsFuture, spawn_local};
+
+const FORM_KEY: &str = "baton.settings";
+/// A text beyond this would not fit beside a model in a phone's tab.
+const MAX_TEXT_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
+
+/// What has become of a choice.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choice<T> {
+    None,
+    Busy,
+    Ready(T),
+    Error,
+}
+
+impl<T> Choice<T> {
+    /// As tests and styles know it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Busy => "busy",
+            Self::Ready(_) => "ready",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// How far the engine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineState {
+    Starting { loaded: u64 },
+    Ready { backend: String },
+    Failed,
+}
+
+/// How far the room is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RoomState {
+    Opening,
+    Open,
+    Retrying,
+    Failed,
+}
+
+/// The text that was chosen, kept so that another model can read it again.
+#[derive(Clone)]
+pub enum TextChoice {
+    Sample,
+    Pasted(String),
+    File(web_sys::File),
+}
+
+/// The model that was chosen.
+#[derive(Clone)]
+pub enum ModelPick {
+    Default,
+    Url(String),
+    Files(Vec<web_sys::File>),
+}
+
+/// One message a place.
+#[derive(Clone, Copy)]
+pub struct Errors {
+    pub engine: RwSignal<Option<String>>,
+    pub room: RwSignal<Option<String>>,
+    pub model: RwSignal<Option<String>>,
+    pub text: RwSignal<Option<String>>,
+    pub settings: RwSignal<Option<String>>,
+    pub run: RwSignal<Option<String>>,
+    pub peer: RwSignal<Option<String>>,
+    pub generate: RwSignal<Option<String>>,
+}
+
+/// A sample: the beginning that was given, and the whole text.
+pub type Sample = Option<(String, String)>;
+
+/// The state of the page; copies are handles to the same.
+#[derive(Clone, Copy)]
+pub struct Session {
+    pub engine_state: RwSignal<EngineState>,
+    pub room: RwSignal<RoomState>,
+    pub link: RwSignal<Option<String>>,
+    pub model: RwSignal<Choice<ModelInfo>>,
+    pub text: RwSignal<Choice<TextInfo>>,
+    pub form: RwSignal<Form>,
+    pub devices: RwSignal<Vec<DeviceInfo>>,
+    pub phase: RwSignal<RunPhase>,
+    pub steps: RwSignal<u32>,
+    pub reports: RwSignal<Vec<StepReport>>,
+    pub before: RwSignal<Sample>,
+    pub after: RwSignal<Sample>,
+    pub generated: RwSignal<Option<String>>,
+    pub generating: RwSignal<bool>,
+    pub downloading: RwSignal<bool>,
+    pub errors: Errors,
+    held: StoredValue<Held, LocalStorage>,
+}
+
+/// What is not for showing.
+#[derive(Default)]
+struct Held {
+    engine: Option<Engine>,
+    signal: Option<SignalClient>,
+    /// The last is the current one; connections of an older one outlive a lost socket.
+    meshes: Vec<(PeerId, Mesh)>,
+    waiting: Vec<PeerId>,
+    text: Option<TextChoice>,
+    text_request: u32,
+    pick: Option<ModelPick>,
+    request: u32,
+    wake: Option<WakeLock>,
+    leaving: Option<EventListener>,
+    asked_new_room: bool,
+}
+
+fn none() -> RwSignal<Option<String>> {
+    RwSignal::new(None)
+}
+
+/// What a text that was pasted is: one JSON object a line is jsonl.
+fn pasted_name(text: &str) -> &'static str {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
+    let objects = lines.peek().is_some() && lines.all(|line| line.starts_with('{') && line.ends_with('}'));
+    if objects { "pasted.jsonl" } else { "pasted.txt" }
+}
+
+impl Session {
+    /// Starts the engine and opens a room.
+    pub fn start() -> Self {
+        let session = Self {
+            engine_state: RwSignal::new(EngineState::Starting { loaded: 0 }),
+            room: RwSignal::new(RoomState::Opening),
+            link: RwSignal::new(None),
+            model: RwSignal::new(Choice::Busy),
+            text: RwSignal::new(Choice::Busy),
+            form: RwSignal::new(browser::stored(FORM_KEY).unwrap_or_default()),
+            devices: RwSignal::new(Vec::new()),
+            phase: RwSignal::new(RunPhase::Lobby),
+            steps: RwSignal::new(0),
+            reports: RwSignal::new(Vec::new()),
+            before: RwSignal::new(None),
+            after: RwSignal::new(None),
+            generated: RwSignal::new(None),
+            generating: RwSignal::new(false),
+            downloading: RwSignal::new(false),
+            errors: Errors {
+                engine: none(),
+                room: none(),
+                model: none(),
+                text: none(),
+                settings: none(),
+                run: none(),
+                peer: none(),
+                generate: none(),
+            },
+            held: StoredValue::new_local(Held::default()),
+        };
+        session.with(|held| held.text = Some(TextChoice::Sample));
+        let engine = Engine::start(move |event| session.on_engine(event));
+        session.with(|held| held.engine = Some(engine));
+        session.open_room(false);
+        Effect::new(move |_| session.form.with(|form| browser::store(FORM_KEY, form)));
+        Effect::new(move |_| session.hold_on(session.is_busy()));
+        session
+    }
+
+    /// Leaves the room and ends the engine.
+    pub fn end(&self) {
+        let held = self.with(std::mem::take);
+        if let Some(signal) = &held.and_then(|held| held.signal) {
+            signal.leave();
+        }
+    }
+
+    /// Devices beside this one.
+    pub fn helpers(&self) -> u64 {
+        self.devices.with(|devices| devices.iter().filter(|device| device.peer.is_some()).count() as u64)
+    }
+
+    /// Whether closing the page would lose work.
+    pub fn is_busy(&self) -> bool {
+        use RunPhase::{Loading, Paused, Running, Sampling};
+        self.phase.with(|phase| matches!(phase, Loading | Sampling | Running | Paused { .. }))
+    }
+
+    /// Nothing happens once the page is gone.
+    fn with<T>(&self, change: impl FnOnce(&mut Held) -> T) -> Option<T> {
+        self.held.try_update_value(change)
+    }
+
+    fn post(&self, message: &ToWorker, beside: Beside) {
+        if let Some(engine) = self.with(|held| held.engine.clone()).flatten() {
+            engine.post(message, beside);
+        }
+    }
+
+    fn say(&self, message: &ToWorker) {
+        self.post(message, Beside::Nothing);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.with(|held| held.engine.as_ref().is_some_and(Engine::is_ready)).unwrap_or(false)
+    }
+
+    // What the person does
+
+    /// Reads a model; the text is read again when it is there.
+    pub fn choose_model(&self, pick: ModelPick) {
+        self.errors.model.set(None);
+        self.model.set(Choice::Busy);
+        self.with(|held| held.pick = Some(pick.clone()));
+        if !self.is_ready() {
+            // Asked again when the engine is there.
+            return;
+        }
+        match pick {
+            ModelPick::Default => {
+                self.say(&ToWorker::SetModel { model: ModelChoice::Default { url: browser::asset("static/model/") } });
+            }
+            ModelPick::Url(url) if url.trim().is_empty() => self.fail(
+                ErrorAbout::Model,
+                "Type a Hugging Face name such as “org/name”, or the address of a folder with config.json, model.safetensors and tokenizer.json.".into(),
+            ),
+            ModelPick::Url(url) => {
+                self.say(&ToWorker::SetModel { model: ModelChoice::Url { url: url.trim().to_owned() } });
+            }
+            ModelPick::Files(files) => {
+                self.post(&ToWorker::SetModel { model: ModelChoice::Folder }, Beside::Files(files));
+            }
+        }
+    }
+
+    /// Reads a text, now or as soon as there is a model to read it with.
+    pub fn choose_text(&self, choice: TextChoice) {
+        self.errors.text.set(None);
+        self.text.set(Choice::Busy);
+        self.with(|held| held.text = Some(choice));
+        if self.model.with_untracked(|model| matches!(model, Choice::Ready(_))) {
+            self.read_text();
+        }
+    }
+
+    fn read_text(&self) {
+        let Some((choice, request)) = self
+            .with(|held| {
+                held.text_request += 1;
+                held.text.clone().map(|choice| (choice, held.text_request))
+            })
+            .flatten()
+        else {
+            return;
+        };
+        self.text.set(Choice::Busy);
+        let session = *self;
+        spawn_local(async move {
+            let read = match choice {
+                TextChoice::Pasted(text) => {
+                    let name = pasted_name(&text).to_owned();
+                    Ok((name, Uint8Array::from(text.as_bytes()).buffer()))
+                }
+                TextChoice::Sample => browser::fetch_bytes(&browser::asset("static/sample.txt"))
+                    .await
+                    .map(|bytes| ("sample.txt".to_owned(), Uint8Array::from(&bytes[..]).buffer()))
+                    .map_err(|why| format!("The sample text could not be fetched: {why}.")),
+                TextChoice::File(file) if file.size() > MAX_TEXT_BYTES => Err(format!(
+                    "“{}” has {:.0} MB; a tab can hold 256 MB of text. Cut the file into parts.",
+                    file.name(),
+                    file.size() / 1e6
+                )),
+                TextChoice::File(file) => JsFuture::from(file.array_buffer())
+                    .await
+                    .map(|bytes| (file.name(), bytes.unchecked_into()))
+                    .map_err(|_| format!("“{}” could not be read. Choose it again.", file.name())),
+            };
+            // Another text may have been chosen meanwhile.
+            if session.with(|held| held.text_request) != Some(request) {
+                return;
+            }
+            match read {
+                Ok((name, bytes)) => session.post(&ToWorker::SetText { name }, Beside::Bytes(bytes)),
+                Err(words) => session.fail(ErrorAbout::Text, words),
+            }
+        });
+    }
+
+    /// Starts the run.
+    pub fn begin(&self) {
+        let settings = match self.form.with_untracked(Form::settings) {
+            Ok(settings) => settings,
+            Err(words) => return self.errors.settings.set(Some(words)),
+        };
+        for error in [self.errors.run, self.errors.settings, self.errors.generate, self.errors.peer] {
+            error.set(None);
+        }
+        self.steps.set(settings.steps);
+        self.reports.set(Vec::new());
+        self.before.set(None);
+        self.after.set(None);
+        self.generated.set(None);
+        self.generating.set(false);
+        self.phase.set(RunPhase::Loading);
+        self.say(&ToWorker::Start { settings });
+        window().scroll_to_with_x_and_y(0.0, 0.0);
+    }
+
+    /// Back to the three steps, with everything as it was.
+    pub fn again(&self) {
+        self.errors.run.set(None);
+        self.phase.set(RunPhase::Lobby);
+    }
+
+    pub fn pause(&self) {
+        self.say(&ToWorker::Pause);
+    }
+
+    pub fn resume(&self) {
+        self.say(&ToWorker::Resume);
+    }
+
+    pub fn stop(&self) {
+        self.say(&ToWorker::Stop);
+    }
+
+    pub fn remove(&self, peer: PeerId) {
+        self.say(&ToWorker::Remove { peer });
+    }
+
+    /// Asks for the adapter; it is offered as a download when it comes.
+    pub fn fetch_adapter(&self) {
+        self.errors.run.set(None);
+        self.downloading.set(true);
+        self.say(&ToWorker::GetAdapter);
+    }
+
+    /// Asks for a continuation.
+    pub fn generate(&self, prompt: String, tokens: u32, temperature: f64) {
+        self.errors.generate.set(None);
+        self.generated.set(Some(prompt.clone()));
+        self.generating.set(true);
+        let request = self.with(|held| {
+            held.request = held.request.wrapping_add(1);
+            held.request
+        });
+        let request = request.unwrap_or_default();
+        self.say(&ToWorker::Generate { request, prompt, tokens, temperature });
+    }
+
+    /// Tries the server again after it could not be reached.
+    pub fn retry_room(&self) {
+        self.errors.room.set(None);
+        self.open_room(false);
+    }
+
+    // What the engine says
+
+    fn on_engine(&self, event: EngineEvent) {
+        // The page may be gone while a message is on its way.
+        if self.held.try_with_value(|_| ()).is_none() {
+            return;
+        }
+        match event {
+            EngineEvent::Loading(loaded) => self.engine_state.set(EngineState::Starting { loaded }),
+            EngineEvent::FellBack(why) => self.errors.engine.set(Some(format!(
+                "WebGPU did not start ({why}), so this device computes on its CPU. That is slower, and gives the same results."
+            ))),
+            EngineEvent::Failed(words) => {
+                self.engine_state.set(EngineState::Failed);
+                self.errors.engine.set(Some(words.clone()));
+                for busy in [self.generating, self.downloading] {
+                    busy.set(false);
+                }
+                if self.is_busy_untracked() {
+                    self.phase.set(RunPhase::Failed { reason: words });
+                }
+                self.model.update(|model| {
+                    if *model == Choice::Busy {
+                        *model = Choice::None;
+                    }
+                });
+            }
+            EngineEvent::Message(message, bytes) => self.on_message(message, bytes),
+        }
+    }
+
+    fn is_busy_untracked(&self) -> bool {
+        untrack(|| self.is_busy())
+    }
+
+    fn on_message(&self, message: FromWorker, bytes: Option<ArrayBuffer>) {
+        match message {
+            FromWorker::Ready { backend } => {
+                self.engine_state.set(EngineState::Ready { backend });
+                self.say(&ToWorker::Host { name: browser::device_name() });
+                let pick = self.with(|held| held.pick.take()).flatten();
+                self.choose_model(pick.unwrap_or(ModelPick::Default));
+                let waiting = self.with(|held| std::mem::take(&mut held.waiting)).unwrap_or_default();
+                for peer in waiting {
+                    self.connect(peer);
+                }
+            }
+            FromWorker::Connect { peer } => {
+                if let Some(mesh) = self.mesh_to(peer) {
+                    mesh.connect(peer, Lane::Bulk);
+                }
+            }
+            FromWorker::Disconnect { peer } => {
+                for mesh in self.meshes() {
+                    mesh.close(peer);
+                }
+            }
+            FromWorker::Model { model } => {
+                self.errors.model.set(None);
+                self.model.set(Choice::Ready(model));
+                self.read_text();
+            }
+            FromWorker::Text { text } => {
+                self.errors.text.set(None);
+                self.text.set(Choice::Ready(text));
+            }
+            FromWorker::Devices { devices } => self.devices.set(devices),
+            FromWorker::Phase { phase } => {
+                // A new lobby is entered by the person, who may still look at the results.
+                let starting = self.phase.with_untracked(|phase| *phase == RunPhase::Loading);
+                if phase != RunPhase::Lobby || starting {
+                    self.phase.set(phase);
+                }
+            }
+            FromWorker::Step { report } => {
+                self.steps.set(report.steps);
+                self.reports.update(|reports| {
+                    // A step that ran again after a lost device replaces its first report.
+                    let keep = reports.partition_point(|old| old.step < report.step);
+                    reports.truncate(keep);
+                    reports.push(report);
+                });
+            }
+            FromWorker::Sample { after, prompt, text } => {
+                let sample = if after { self.after } else { self.before };
+                sample.set(Some((prompt, text)));
+            }
+            FromWorker::Generated { request, text, done } => {
+                if self.with(|held| held.request) == Some(request) {
+                    self.generated.set(Some(text));
+                    self.generating.set(!done);
+                }
+            }
+            FromWorker::Adapter { name, .. } => {
+                self.downloading.set(false);
+                match bytes.map(|bytes| browser::download(&name, &bytes)) {
+                    Some(Ok(())) => {}
+                    _ => self.fail(
+                        ErrorAbout::Run,
+                        "The adapter could not be saved by this browser. Try again, or allow downloads for this page.".into(),
+                    ),
+                }
+            }
+            FromWorker::Stage { .. } => {}
+            FromWorker::Error { about, message } => self.fail(about, message),
+        }
+    }
+
+    fn fail(&self, about: ErrorAbout, words: String) {
+        // A run that was refused has not begun.
+        let refused = matches!(about, ErrorAbout::Model | ErrorAbout::Text | ErrorAbout::Settings);
+        if refused && self.phase.with_untracked(|phase| *phase == RunPhase::Loading) {
+            self.phase.set(RunPhase::Lobby);
+        }
+        let place = match about {
+            ErrorAbout::Engine => self.errors.engine,
+            ErrorAbout::Model => {
+                self.model.set(Choice::Error);
+                self.errors.model
+            }
+            ErrorAbout::Text => {
+                self.text.set(Choice::Error);
+                self.errors.text
+            }
+            ErrorAbout::Settings => self.errors.settings,
+            ErrorAbout::Run => {
+                self.downloading.set(false);
+                self.errors.run
+            }
+            ErrorAbout::Peer => self.errors.peer,
+            ErrorAbout::Generate => {
+                self.generating.set(false);
+                self.errors.generate
+            }
+        };
+        place.set(Some(words));
+    }
+
+    // The room
+
+    fn open_room(&self, renew: bool) {
+        let Some(secret) = browser::room_secret(renew) else {
+            self.room.set(RoomState::Failed);
+            return self
+                .errors
+                .room
+                .set(Some("This browser gives no random numbers, so no room can be made.".into()));
+        };
+        self.link.set(Some(browser::join_link(&secret)));
+        self.room.set(RoomState::Opening);
+        let (session, room_id) = (*self, secret.room_id());
+        let client =
+            SignalClient::connect(browser::server_url(), room_id, Role::Host, u32::MAX, move |event| {
+                session.on_signal(event, &secret);
+            });
+        self.with(|held| held.signal = Some(client));
+    }
+
+    fn on_signal(&self, event: SignalEvent, secret: &baton_protocol::room::RoomSecret) {
+        if self.held.try_with_value(|_| ()).is_none() {
+            return;
+        }
+        match event {
+            SignalEvent::Joined { me, host, peers, ice_servers } => {
+                self.room.set(RoomState::Open);
+                self.errors.room.set(None);
+                let config = MeshConfig { me, host, secret: secret.clone(), ice_servers };
+                let (relaying, session) = (*self, *self);
+                let mesh = Mesh::new(
+                    config,
+                    move |to, sealed| {
+                        if let Some(signal) = relaying.with(|held| held.signal.clone()).flatten() {
+                            signal.relay(to, sealed);
+                        }
+                    },
+                    move |event| session.on_mesh(event),
+                );
+                self.with(|held| held.meshes.push((me, mesh)));
+                for peer in peers {
+                    self.connect(peer);
+                }
+            }
+            SignalEvent::PeerJoined(peer) => self.connect(peer),
+            SignalEvent::PeerLeft(peer) => {
+                self.with(|held| held.waiting.retain(|waiting| *waiting != peer));
+                if let Some(mesh) = self.meshes().pop() {
+                    mesh.left(peer);
+                }
+            }
+            SignalEvent::Relay { from, sealed } => {
+                if let Some(mesh) = self.meshes().pop() {
+                    mesh.receive(from, &sealed);
+                }
+            }
+            SignalEvent::Trouble(SignalError::Refused { code: ErrorCode::NoSuchPeer, .. }) => {}
+            SignalEvent::Trouble(error) => self.errors.room.set(Some(error.to_string())),
+            SignalEvent::Lost { retry_in } => {
+                self.room.set(RoomState::Retrying);
+                if retry_in > 1.5 {
+                    self.errors.room.set(Some(format!(
+                        "The server cannot be reached; trying again every {retry_in:.0} s. Devices that are connected go on, new ones cannot join."
+                    )));
+                }
+            }
+            SignalEvent::Ended(SignalError::Refused { code: ErrorCode::RoomTaken, .. })
+                if self.with(|held| !std::mem::replace(&mut held.asked_new_room, true)) == Some(true) =>
+            {
+                // Another tab (a duplicate of this one) holds the kept room.
+                let session = *self;
+                spawn_local(async move { session.open_room(true) });
+            }
+            SignalEvent::Ended(error) => {
+                self.room.set(RoomState::Failed);
+                self.errors.room.set(Some(error.to_string()));
+            }
+        }
+    }
+
+    fn meshes(&self) -> Vec<Mesh> {
+        self.with(|held| held.meshes.iter().map(|(_, mesh)| mesh.clone()).collect()).unwrap_or_default()
+    }
+
+    fn mesh_to(&self, peer: PeerId) -> Option<Mesh> {
+        let meshes = self.meshes();
+        meshes.iter().find(|mesh| mesh.has(peer)).or(meshes.last()).cloned()
+    }
+
+    /// The host offers both lanes to whoever joins.
+    fn connect(&self, peer: PeerId) {
+        if !self.is_ready() {
+            self.with(|held| held.waiting.push(peer));
+            return;
+        }
+        let mut meshes = self.meshes();
+        let Some(mesh) = meshes.pop() else { return };
+        // A room that the server made anew numbers from the start again.
+        if meshes.iter().any(|older| older.has(peer)) {
+            return self.errors.peer.set(Some(
+                "A device could not join: the server was restarted during the run. Start a new room by reloading this page when the run is over.".into(),
+            ));
+        }
+        mesh.connect(peer, Lane::Control);
+        mesh.connect(peer, Lane::Bulk);
+    }
+
+    fn on_mesh(&self, event: MeshEvent) {
+        match event {
+            MeshEvent::Channel { peer, lane, channel } => {
+                self.post(&ToWorker::Channel { peer, lane }, Beside::Channel(channel));
+            }
+            MeshEvent::Connected { .. } => {}
+            MeshEvent::Gone { peer, reason } => {
+                self.say(&ToWorker::PeerGone { peer });
+                if reason != Gone::Left {
+                    let name = self.devices.try_with_untracked(|devices| {
+                        devices
+                            .iter()
+                            .find(|device| device.peer == Some(peer))
+                            .map(|device| device.name.clone())
+                    });
+                    let name = name.flatten().unwrap_or_else(|| "A device that joined".into());
+                    self.errors.peer.set(Some(format!("{name} {reason}")));
+                }
+            }
+        }
+    }
+
+    /// While a run is on, the screen stays on and closing the page asks first.
+    fn hold_on(&self, busy: bool) {
+        self.with(|held| {
+            if !busy {
+                held.wake = None;
+                held.leaving = None;
+            } else if held.wake.is_none() {
+                held.wake = Some(WakeLock::hold());
+                let options = EventListenerOptions::enable_prevent_default();
+                held.leaving =
+                    Some(EventListener::new_with_options(&window(), "beforeunload", options, |event| {
+                        event.prevent_default();
+                        if let Some(event) = event.dyn_ref::<web_sys::BeforeUnloadEvent>() {
+                            event.set_return_value("The run is still going.");
+                        }
+                    }));
+            }
+        });
+    }
+}

@@ -1,0 +1,506 @@
+//! A joiner's page: it joins at once, shows the stage that this device carries, and lets it go again.
+
+use crate::{
+    app::{Alert, InsecureNote, Masthead},
+    browser::{self, WakeLock},
+    engine::{Beside, Engine, EngineEvent},
+    format,
+    track::{Station, Track},
+};
+use baton_protocol::{
+    PeerId,
+    link::Lane,
+    room::{RoomError, RoomSecret},
+    signal::{ErrorCode, IceServer, Role},
+};
+use baton_transport::browser::{Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
+use baton_web_api::{DeviceState, ErrorAbout, FromWorker, StageInfo, ToWorker};
+use gloo::timers::callback::Timeout;
+use leptos::prelude::*;
+
+/// Attempts to reach the server before a person is asked.
+const MOST_ATTEMPTS: u32 = 4;
+/// Envelopes kept until the engine is there; two offers with their candidates are about 30.
+const MAX_EARLY: usize = 256;
+/// A connection whose other end was closed shows it after 5 to 6 s.
+const HOST_LEFT_MS: u32 = 8_000;
+const MAX_NAME_LEN: usize = 40;
+
+/// How far this device is.
+#[derive(Clone, Debug, PartialEq)]
+enum Stand {
+    Starting { loaded: u64 },
+    Joining,
+    Connecting,
+    InRoom(StageInfo),
+    Ended { words: String, error: bool },
+    Left,
+}
+
+impl Stand {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Starting { .. } => "starting",
+            Self::Joining => "joining",
+            Self::Connecting => "connecting",
+            Self::InRoom(view) => match view.state {
+                DeviceState::Waiting | DeviceState::Connecting => "waiting",
+                DeviceState::Loading { .. } => "loading",
+                DeviceState::Training => "training",
+                DeviceState::Idle => "idle",
+            },
+            Self::Ended { .. } => "ended",
+            Self::Left => "left",
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Ended { .. } | Self::Left)
+    }
+}
+
+/// The state of the page; copies are handles to the same.
+#[derive(Clone, Copy)]
+struct Visit {
+    stand: RwSignal<Stand>,
+    backend: RwSignal<Option<String>>,
+    error: RwSignal<Option<String>>,
+    name: RwSignal<String>,
+    secret: StoredValue<RoomSecret>,
+    held: StoredValue<Held, LocalStorage>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// Tells a visit's late events from those of the visit that replaced it.
+    number: u32,
+    engine: Option<Engine>,
+    signal: Option<SignalClient>,
+    mesh: Option<Mesh>,
+    joined: Option<Joined>,
+    early: Vec<(PeerId, String)>,
+    wake: Option<WakeLock>,
+    host_left: bool,
+}
+
+struct Joined {
+    me: PeerId,
+    host: PeerId,
+    ice_servers: Vec<IceServer>,
+}
+
+impl Visit {
+    fn with<T>(&self, change: impl FnOnce(&mut Held) -> T) -> Option<T> {
+        self.held.try_update_value(change)
+    }
+
+    /// Joins from the start, leaving whatever there was.
+    fn begin(&self) {
+        let number = self.let_go();
+        let visit = *self;
+        let is_current = move || visit.with(|held| held.number == number) == Some(true);
+        self.error.set(None);
+        self.backend.set(None);
+        self.stand.set(Stand::Starting { loaded: 0 });
+        let engine = Engine::start(move |event| {
+            if is_current() {
+                visit.on_engine(event);
+            }
+        });
+        let room = self.secret.with_value(RoomSecret::room_id);
+        let signal =
+            SignalClient::connect(browser::server_url(), room, Role::Peer, MOST_ATTEMPTS, move |event| {
+                if is_current() {
+                    visit.on_signal(event);
+                }
+            });
+        self.with(|held| {
+            held.engine = Some(engine);
+            held.signal = Some(signal);
+            held.wake = Some(WakeLock::hold());
+        });
+    }
+
+    /// Lets room, connections and engine go; what they still say is not heard.
+    fn let_go(&self) -> u32 {
+        let old = self.with(|held| {
+            let number = held.number.wrapping_add(1);
+            std::mem::replace(held, Held { number, ..Held::default() })
+        });
+        if let Some(signal) = old.and_then(|old| old.signal) {
+            signal.leave();
+        }
+        self.with(|held| held.number).unwrap_or_default()
+    }
+
+    fn leave(&self) {
+        self.let_go();
+        self.stand.set(Stand::Left);
+    }
+
+    fn end(&self, words: String, error: bool) {
+        self.let_go();
+        if error {
+            self.error.set(Some(words.clone()));
+        }
+        self.stand.set(Stand::Ended { words, error });
+    }
+
+    fn say(&self, message: &ToWorker, beside: Beside) {
+        if let Some(engine) = self.with(|held| held.engine.clone()).flatten() {
+            engine.post(message, beside);
+        }
+    }
+
+    fn mesh(&self) -> Option<Mesh> {
+        self.with(|held| held.mesh.clone()).flatten()
+    }
+
+    fn on_engine(&self, event: EngineEvent) {
+        match event {
+            EngineEvent::Loading(loaded) => self.stand.update(|stand| {
+                if matches!(stand, Stand::Starting { .. }) {
+                    *stand = Stand::Starting { loaded };
+                }
+            }),
+            EngineEvent::FellBack(why) => self
+                .error
+                .set(Some(format!("WebGPU did not start ({why}), so this device computes on its CPU."))),
+            EngineEvent::Failed(words) => self.end(words, true),
+            EngineEvent::Message(message, _) => self.on_message(message),
+        }
+    }
+
+    fn on_message(&self, message: FromWorker) {
+        match message {
+            FromWorker::Ready { backend } => {
+                self.backend.set(Some(backend));
+                self.stand.set(Stand::Joining);
+                self.enter();
+            }
+            FromWorker::Connect { peer } => {
+                if let Some(mesh) = self.mesh() {
+                    mesh.connect(peer, Lane::Bulk);
+                }
+            }
+            FromWorker::Disconnect { peer } => {
+                if let Some(mesh) = self.mesh() {
+                    mesh.close(peer);
+                }
+            }
+            FromWorker::Stage { view } => match view.ended {
+                Some(words) => self.end(words, false),
+                None => {
+                    // From here on the connections carry everything; a lost socket would only make it a stranger.
+                    if let Some(signal) = self.with(|held| held.signal.clone()).flatten() {
+                        signal.set_most_attempts(0);
+                    }
+                    self.stand.set(Stand::InRoom(view));
+                }
+            },
+            FromWorker::Error { about: ErrorAbout::Engine, message } => self.end(message, true),
+            FromWorker::Error { message, .. } => self.error.set(Some(message)),
+            // What only a host's engine says.
+            FromWorker::Model { .. }
+            | FromWorker::Text { .. }
+            | FromWorker::Devices { .. }
+            | FromWorker::Phase { .. }
+            | FromWorker::Step { .. }
+            | FromWorker::Sample { .. }
+            | FromWorker::Generated { .. }
+            | FromWorker::Adapter { .. } => {}
+        }
+    }
+
+    /// Begins to connect once there are both an engine and a place in the room.
+    fn enter(&self) {
+        let ready = self.with(|held| held.engine.as_ref().is_some_and(Engine::is_ready)) == Some(true);
+        if !ready {
+            return;
+        }
+        let Some(joined) = self.with(|held| held.joined.take()).flatten() else { return };
+        let Joined { me, host, ice_servers } = joined;
+        self.stand.set(Stand::Connecting);
+        self.say(&ToWorker::Join { name: self.name.get_untracked(), host, me }, Beside::Nothing);
+        let config = MeshConfig { me, host, secret: self.secret.get_value(), ice_servers };
+        let visit = *self;
+        let mesh = Mesh::new(
+            config,
+            move |to, sealed| {
+                if let Some(signal) = visit.with(|held| held.signal.clone()).flatten() {
+                    signal.relay(to, sealed);
+                }
+            },
+            move |event| visit.on_mesh(host, event),
+        );
+        let early = self.with(|held| {
+            held.mesh = Some(mesh.clone());
+            std::mem::take(&mut held.early)
+        });
+        for (from, sealed) in early.unwrap_or_default() {
+            mesh.receive(from, &sealed);
+        }
+    }
+
+    fn on_signal(&self, event: SignalEvent) {
+        match event {
+            SignalEvent::Joined { me, host, ice_servers, .. } => {
+                self.error.set(None);
+                self.with(|held| {
+                    held.joined = Some(Joined { me, host, ice_servers });
+                    held.mesh = None;
+                    held.early.clear();
+                });
+                self.enter();
+            }
+            SignalEvent::PeerJoined(_) => {}
+            SignalEvent::PeerLeft(peer) => {
+                if let Some(mesh) = self.mesh() {
+                    mesh.left(peer);
+                }
+            }
+            SignalEvent::Relay { from, sealed } => match self.mesh() {
+                Some(mesh) => mesh.receive(from, &sealed),
+                None => {
+                    self.with(|held| {
+                        if held.early.len() < MAX_EARLY {
+                            held.early.push((from, sealed));
+                        }
+                    });
+                }
+            },
+            SignalEvent::Trouble(SignalError::Refused { code: ErrorCode::NoSuchPeer, .. }) => {}
+            SignalEvent::Trouble(error) => self.error.set(Some(error.to_string())),
+            SignalEvent::Lost { retry_in } => self.error.set(Some(format!(
+                "The server cannot be reached; trying again in {}. Is this device on the same Wi-Fi as the host?",
+                format::duration(retry_in.ceil())
+            ))),
+            SignalEvent::Ended(error) => self.on_socket_end(&error),
+        }
+    }
+
+    /// Without a socket a device that is connected goes on.
+    fn on_socket_end(&self, error: &SignalError) {
+        let words = error.to_string();
+        let connected = self.stand.with_untracked(|stand| matches!(stand, Stand::InRoom(_)));
+        if !connected {
+            return self.end(words, true);
+        }
+        if matches!(error, SignalError::Refused { code: ErrorCode::HostLeft, .. }) {
+            self.with(|held| held.host_left = true);
+            let (visit, number) = (*self, self.with(|held| held.number));
+            Timeout::new(HOST_LEFT_MS, move || {
+                let stands =
+                    visit.mesh().is_some_and(|mesh| visit.host().is_some_and(|host| mesh.stands(host)));
+                if !stands && visit.with(|held| held.number) == number {
+                    visit.end(words, false);
+                }
+            })
+            .forget();
+        }
+    }
+
+    fn host(&self) -> Option<PeerId> {
+        self.mesh().map(|mesh| mesh.host())
+    }
+
+    fn on_mesh(&self, host: PeerId, event: MeshEvent) {
+        match event {
+            MeshEvent::Channel { peer, lane, channel } => {
+                self.say(&ToWorker::Channel { peer, lane }, Beside::Channel(channel));
+            }
+            MeshEvent::Connected { .. } => {}
+            MeshEvent::Gone { peer, reason } => {
+                self.say(&ToWorker::PeerGone { peer }, Beside::Nothing);
+                if peer != host {
+                    return;
+                }
+                if self.with(|held| held.host_left) == Some(true) {
+                    self.end(
+                        "The host has left, and the room is closed. Thank you for lending this device."
+                            .into(),
+                        false,
+                    );
+                } else {
+                    self.end(format!("The host {reason}"), true);
+                }
+            }
+        }
+    }
+}
+
+/// The page of a link whose code is none.
+#[component]
+pub fn BadLink(error: RoomError) -> impl IntoView {
+    view! {
+        <Masthead>""</Masthead>
+        <main class="join">
+            <section class="card" id="stage" data-state="ended">
+                <h1>"This link is not complete"</h1>
+                <p id="join-error" class="alert" role="alert">{format!("{error}.").replacen("this", "This", 1)}</p>
+                <p>"Scan the code again, or ask for the link to be sent once more. It may have been cut in two."</p>
+            </section>
+        </main>
+    }
+}
+
+/// The page of a device that lends itself.
+#[component]
+pub fn Join(secret: RoomSecret) -> impl IntoView {
+    let visit = Visit {
+        stand: RwSignal::new(Stand::Starting { loaded: 0 }),
+        backend: RwSignal::new(None),
+        error: RwSignal::new(None),
+        name: RwSignal::new(browser::device_name()),
+        secret: StoredValue::new(secret),
+        held: StoredValue::new_local(Held::default()),
+    };
+    visit.begin();
+    on_cleanup(move || {
+        visit.let_go();
+    });
+    let stand = visit.stand;
+    let name = Memo::new(move |_| stand.with(Stand::name));
+    let over = Memo::new(move |_| stand.with(Stand::is_over));
+    let view_of = move || match stand.get() {
+        Stand::InRoom(view) => Some(view),
+        _ => None,
+    };
+    let blocks = move || view_of().and_then(|view| view.blocks);
+    let rename = move |event| {
+        let typed: String = event_target_value(&event).trim().chars().take(MAX_NAME_LEN).collect();
+        if typed.is_empty() || typed == visit.name.get_untracked() {
+            return;
+        }
+        browser::store("baton.name", &typed);
+        visit.name.set(typed);
+        // A device without a part comes back under its new name; one that works keeps the old one for this run.
+        let free = stand.with_untracked(|stand| {
+            stand.name() == "waiting"
+                || matches!(stand, Stand::Starting { .. } | Stand::Joining | Stand::Connecting)
+        });
+        if free {
+            visit.begin();
+        }
+    };
+    let title = move || match stand.get() {
+        Stand::Starting { .. } => "Getting this device ready",
+        Stand::Joining => "Joining the room",
+        Stand::Connecting => "Connecting to the host",
+        Stand::InRoom(view) => match view.state {
+            DeviceState::Waiting | DeviceState::Connecting => "You are in",
+            DeviceState::Loading { .. } => "Fetching its part of the model",
+            DeviceState::Training => "This device is training",
+            DeviceState::Idle => "Ready for the next step",
+        },
+        Stand::Ended { error: true, .. } => "That did not work",
+        Stand::Ended { .. } => "Thank you",
+        Stand::Left => "You have left the room",
+    };
+    let words = move || match stand.get() {
+        Stand::Starting { loaded: 0 } => "Loading the engine…".into(),
+        Stand::Starting { loaded } => format!("Loading the engine… {}", format::bytes(loaded)),
+        Stand::Joining => "Asking the server for a place…".into(),
+        Stand::Connecting => "A direct connection, from device to device…".into(),
+        Stand::InRoom(view) => match (&view.state, view.blocks) {
+            (DeviceState::Loading { loaded, total }, _) => {
+                format!("{} of {}", format::bytes(*loaded), format::bytes(*total))
+            }
+            (_, Some(blocks)) => match view.model_blocks {
+                Some(total) => format!("It carries {} of {total}.", format::blocks(blocks)),
+                None => format!("It carries {}.", format::blocks(blocks)),
+            },
+            (_, None) => "It gets its part when the host starts the run.".into(),
+        },
+        Stand::Ended { error: true, .. } => "Nothing on this device was changed.".into(),
+        Stand::Ended { words, .. } => words,
+        Stand::Left => "Thank you for lending this device.".into(),
+    };
+    let stations = Memo::new(move |_| {
+        let place = view_of().and_then(|view| view.place);
+        let (own, count) = place.map_or((0, 1), |(own, count)| (own, count.clamp(1, 24)));
+        let stages = (0..count).map(|i| Station {
+            label: (i + 1).to_string(),
+            mine: i == own && place.is_some(),
+            lit: false,
+        });
+        std::iter::once(Station { label: "host".into(), mine: false, lit: place.is_some() })
+            .chain(stages.take(if place.is_some() { usize::from(count) } else { 0 }))
+            .collect::<Vec<_>>()
+    });
+    let loading = move || match view_of().map(|view| view.state) {
+        #[allow(clippy::cast_precision_loss)] // a bar of a hundred steps
+        Some(DeviceState::Loading { loaded, total }) if total > 0 => Some(loaded as f64 / total as f64),
+        _ => None,
+    };
+    view! {
+        <Masthead>""</Masthead>
+        <main class="join">
+            <section
+                class="card stage"
+                id="stage"
+                aria-labelledby="stage-title"
+                data-state=name
+                data-blocks=move || blocks().map(|(first, end)| format!("{first}-{end}"))
+            >
+                <Track
+                    stations=Signal::derive(move || stations.get())
+                    moving=Signal::derive(move || name.get() == "training")
+                />
+                <div role="status">
+                    <h1 id="stage-title">{title}</h1>
+                    <p class="lead">{words}</p>
+                </div>
+                {move || loading().map(|share| view! { <progress max="1" prop:value=share aria-label="Loading"></progress> })}
+                <Alert id="join-error" error=visit.error />
+                <dl class="figures" hidden=move || view_of().is_none()>
+                    <div>
+                        <dt>"Place"</dt>
+                        <dd>
+                            {move || view_of().and_then(|view| view.place).map_or_else(
+                                || "–".into_any(),
+                                |(own, count)| view! { {own + 1}<small>{format!(" of {count}")}</small> }.into_any(),
+                            )}
+                        </dd>
+                    </div>
+                    <div>
+                        <dt>"Blocks"</dt>
+                        <dd>{move || blocks().map_or_else(|| "–".into(), |(first, end)| {
+                            if end == first + 1 { end.to_string() } else { format!("{}–{end}", first + 1) }
+                        })}</dd>
+                    </div>
+                    <div>
+                        <dt>"Steps"</dt>
+                        <dd>{move || view_of().map(|view| view.steps_done)}</dd>
+                    </div>
+                    <div>
+                        <dt>"Engine"</dt>
+                        <dd>{move || visit.backend.get()}</dd>
+                    </div>
+                </dl>
+                <div class="buttons">
+                    <button id="join-leave" type="button" hidden=over on:click=move |_| visit.leave()>"Leave"</button>
+                    <button id="join-retry" type="button" class="primary" hidden=move || !over.get() on:click=move |_| visit.begin()>
+                        {move || if stand.with(|stand| matches!(stand, Stand::Ended { error: true, .. })) { "Try again" } else { "Join again" }}
+                    </button>
+                </div>
+            </section>
+            <p class="keep" hidden=over>
+                <b>"Keep this page open and visible."</b>
+                " A hidden tab is put to sleep, and the others would wait for it."
+            </p>
+            <InsecureNote />
+            <section class="card name">
+                <label class="field" for="join-name">"What the host sees as this device’s name"</label>
+                <input
+                    id="join-name"
+                    type="text"
+                    maxlength=MAX_NAME_LEN
+                    autocomplete="off"
+                    prop:value=visit.name
+                    on:change=rename
+                />
+            </section>
+        </main>
+    }
+}
