@@ -21,7 +21,10 @@ pub use config::{Config, Limits, Timeouts};
 
 use axum::{Router, http::header, routing::get};
 use hub::Hub;
-use hyper_util::rt::TokioTimer;
+use hyper_util::{
+    rt::{TokioExecutor, TokioTimer},
+    server::conn::auto::Builder,
+};
 use rooms::Event;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
@@ -56,7 +59,10 @@ pub async fn serve(
     let hub = Arc::new(Hub::new(&config));
     let handle = axum_server::Handle::new();
     let app = routes(Arc::clone(&hub), &config).into_make_service_with_connect_info::<SocketAddr>();
-    let mut server = axum_server::from_tcp(listener.into_std()?)?.handle(handle.clone()).http1_only();
+    let mut server = axum_server::from_tcp(listener.into_std()?)?.handle(handle.clone());
+    // Here and not by the server's own `http1_only`, with which no connection can become a WebSocket. Without it, a
+    // connection that says nothing would be waited for without end.
+    *server.http_builder() = Builder::new(TokioExecutor::new()).http1_only();
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     let serving = async {
         match tls {
