@@ -17,11 +17,11 @@ pub(crate) const HEAD: &str = "lm_head.weight";
 pub struct Ends {
     config: ModelConfig,
     /// [vocab, hidden]
-    embedding: Tensor<2>,
+    pub(crate) embedding: Tensor<2>,
     /// Gains. [1, hidden]
-    norm: Tensor<2>,
+    pub(crate) norm: Tensor<2>,
     /// [vocab, hidden]; the embedding itself where they are tied.
-    head: Tensor<2>,
+    pub(crate) head: Tensor<2>,
     device: Device,
 }
 

@@ -1,6 +1,6 @@
 //! Training of every weight from random initialisation: how the small default model is made, natively.
 
-use baton_formats::ModelConfig;
+use baton_formats::{Files, ModelConfig, TensorIndex};
 use burn::tensor::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::blocks::{Blocks, rms_norm};
 use crate::device::{indices, matrix, to_f32};
 use crate::ends::{EMBEDDING, HEAD, NORM, Targets, embed};
-use crate::{AdamW, ModelError, Moments};
+use crate::{AdamW, Ends, ModelError, Moments};
 
 /// Gradients are scaled to at most this global norm.
 const CLIP: f64 = 1.0;
@@ -56,20 +56,37 @@ impl Pretrainer {
         let words = [config.vocab_size, config.hidden_size];
         let embedding = matrix(values(EMBEDDING, &words), words, device);
         let head = (!config.tie_word_embeddings).then(|| matrix(values(HEAD, &words), words, device));
-        let mut weights = Weights {
+        let weights = Weights {
             embedding,
             norm: Tensor::ones([1, config.hidden_size], device),
             head,
             blocks: Blocks::from_fn(config, device, values)?,
         };
-        let moments = weights.tensors_mut().map(|(_, tensor)| Moments::zeros(tensor));
-        Ok(Self {
-            moments: moments.collect(),
-            config: config.clone(),
-            adamw,
-            device: device.clone(),
-            weights,
-        })
+        Ok(Self::with_weights(config, weights, adamw, device))
+    }
+
+    /// Goes on from a model that is there.
+    ///
+    /// # Errors
+    ///
+    /// When its files cannot be read.
+    pub async fn load(
+        files: &impl Files,
+        index: &TensorIndex,
+        config: &ModelConfig,
+        adamw: AdamW,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let blocks = 0..config.num_hidden_layers;
+        let blocks = Blocks::load(files, index, config, blocks, device, |_| ()).await?;
+        let Ends { embedding, norm, head, .. } = Ends::load(files, index, config, device, |_| ()).await?;
+        let head = (!config.tie_word_embeddings).then_some(head);
+        Ok(Self::with_weights(config, Weights { embedding, blocks, norm, head }, adamw, device))
+    }
+
+    fn with_weights(config: &ModelConfig, mut weights: Weights, adamw: AdamW, device: &Device) -> Self {
+        let moments = weights.tensors_mut().map(|(_, tensor)| Moments::zeros(tensor)).collect();
+        Self { config: config.clone(), adamw, device: device.clone(), weights, moments }
     }
 
     /// One step on a batch of token ids; a shorter row is padded and the padding masked. Gives the mean loss of the

@@ -74,14 +74,17 @@ fn any_number_of_micro_batches_gives_the_same_step() {
 }
 
 #[test]
-fn recomputing_changes_nothing() {
+fn recomputing_changes_nothing_but_rounding() {
     block_on(async {
         let golden = Golden::read("tiny.safetensors");
         let model = Model::tiny().await;
         for cuts in [&[0, 2][..], &[0, 1, 2]] {
             let kept = step(&model, &golden, cuts, 2, false).await;
             let recomputed = step(&model, &golden, cuts, 2, true).await;
-            assert_eq!(kept, recomputed);
+            assert!((kept.0 - recomputed.0).abs() / kept.0 < 1e-6);
+            let error = pairs_relative(&recomputed.1, &kept.1);
+            println!("relative difference of the gradients: {error:.1e}");
+            assert!(error < 1e-5);
         }
     });
 }
@@ -102,7 +105,7 @@ fn the_first_stage_gives_its_input_gradient_when_asked() {
             gradients.push(common::values(grad).await);
         }
         assert!(gradients[0].iter().any(|&g| g != 0.0));
-        assert_eq!(gradients[0], gradients[1]);
+        assert!(common::relative(&gradients[0], &gradients[1]) < 1e-5);
     });
 }
 
