@@ -338,7 +338,7 @@ mod tests {
     }
 
     /// `stories` with some fields replaced.
-    fn with(changes: Value) -> Result<ModelConfig, ConfigError> {
+    fn with(changes: &Value) -> Result<ModelConfig, ConfigError> {
         let mut config = stories();
         for (field, value) in changes.as_object().unwrap() {
             config[field] = value.clone();
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_llama_config_is_read() {
-        let config = with(json!({})).unwrap();
+        let config = with(&json!({})).unwrap();
         assert_eq!((config.hidden_size, config.head_dim, config.num_key_value_heads), (64, 8, 4));
         assert_eq!((config.bos_token_id, config.eos_token_ids.as_slice()), (Some(1), [2].as_slice()));
         assert_eq!(config.rms_norm_eps, 1e-5);
@@ -356,16 +356,16 @@ mod tests {
 
     #[test]
     fn the_parameters_are_those_that_the_file_holds() {
-        let config = with(json!({})).unwrap();
+        let config = with(&json!({})).unwrap();
         // transformers' `num_parameters()` of stories260k.
         assert_eq!(config.parameters(), 260_032);
-        let untied = with(json!({"tie_word_embeddings": false})).unwrap();
+        let untied = with(&json!({"tie_word_embeddings": false})).unwrap();
         assert_eq!(untied.parameters(), 260_032 + 512 * 64);
     }
 
     #[test]
     fn what_transformers_5_writes_is_read() {
-        let config = with(json!({
+        let config = with(&json!({
             "rope_theta": null, "rope_scaling": null, "head_dim": 8,
             "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
             "eos_token_id": [2, 3]
@@ -397,7 +397,7 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("BertModel") && text.contains("LlamaForCausalLM"), "{text}");
         assert!(matches!(
-            with(json!({"architectures": ["LlamaForSequenceClassification"]})),
+            with(&json!({"architectures": ["LlamaForSequenceClassification"]})),
             Err(ConfigError::UnsupportedArchitecture { .. })
         ));
     }
@@ -414,7 +414,7 @@ mod tests {
             ("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4})),
             ("rope_parameters", json!({"rope_theta": 1e4, "partial_rotary_factor": 0.5})),
         ] {
-            match with(json!({ field: value })) {
+            match with(&json!({ field: value })) {
                 Err(ConfigError::UnsupportedFeature { field: found, .. }) => assert_eq!(found, field),
                 other => panic!("{field} = {value}: {other:?}"),
             }
@@ -435,7 +435,7 @@ mod tests {
             ("rms_norm_eps", json!(-1e-5)),
             ("rope_theta", json!(0)),
         ] {
-            match with(json!({ field: value })) {
+            match with(&json!({ field: value })) {
                 Err(ConfigError::OutOfRange { field: found, .. }) => assert_eq!(found, field),
                 other => panic!("{field} = {value}: {other:?}"),
             }
@@ -443,16 +443,16 @@ mod tests {
         for changes in
             [json!({"num_attention_heads": 7}), json!({"num_key_value_heads": 3}), json!({"head_dim": 7})]
         {
-            assert!(matches!(with(changes), Err(ConfigError::NotAMultiple { .. })));
+            assert!(matches!(with(&changes), Err(ConfigError::NotAMultiple { .. })));
         }
         assert_eq!(
-            with(json!({"eos_token_id": [2, 512]})),
+            with(&json!({"eos_token_id": [2, 512]})),
             Err(ConfigError::TokenOutside { field: "eos_token_id", id: 512, vocab_size: 512 })
         );
         for changes in
             [json!({"hidden_size": -1}), json!({"hidden_size": "64"}), json!({"eos_token_id": "</s>"})]
         {
-            assert!(matches!(with(changes), Err(ConfigError::Json { .. })));
+            assert!(matches!(with(&changes), Err(ConfigError::Json { .. })));
         }
     }
 

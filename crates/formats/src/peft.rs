@@ -17,7 +17,7 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// No real `adapter_config.json` is near this size.
 const CONFIG_LIMIT: u64 = 1 << 20;
-/// Above the width of a projection a low rank is none; no model here is wider than this allows.
+/// Of the ranks in use (1 to 256) far the largest; one beyond it is a damaged file.
 const MAX_RANK: usize = 4096;
 
 /// The settings of a LoRA adapter: `y = xW + (lora_alpha / r) · (xAᵀ)Bᵀ` on each of `target_modules`.

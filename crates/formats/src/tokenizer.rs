@@ -80,7 +80,7 @@ impl Tokenizer {
 
     /// The tokens that [`Tokenizer::encode`] gives, with the text that each stands for.
     pub fn encode_spans(&self, text: &str) -> Result<Vec<Token>, TokenizerError> {
-        let encoding = self.inner.encode(text, true).map_err(encode_error)?;
+        let encoding = self.inner.encode(text, true).map_err(|error| encode_error(&error))?;
         let special = encoding.get_special_tokens_mask();
         let mut reached = 0;
         let tokens = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(special);
@@ -114,12 +114,12 @@ impl Tokenizer {
     }
 
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, special).map_err(encode_error)?;
+        let encoding = self.inner.encode_fast(text, special).map_err(|error| encode_error(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
 }
 
-fn encode_error(error: tokenizers::Error) -> TokenizerError {
+fn encode_error(error: &tokenizers::Error) -> TokenizerError {
     TokenizerError::Encode { reason: error.to_string() }
 }
 

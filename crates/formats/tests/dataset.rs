@@ -1,5 +1,6 @@
 //! Samples, and what the loss is taken on.
 #![cfg(not(target_arch = "wasm32"))]
+#![allow(clippy::unwrap_used, clippy::panic)] // clippy does not see that the helpers are of tests
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Adapters: what PEFT wrote is read, what is written is what PEFT writes (`scripts/golden_peft_adapter.py`).
 #![cfg(not(target_arch = "wasm32"))]
+#![allow(clippy::unwrap_used, clippy::panic)] // clippy does not see that the helpers are of tests
 
 mod common;
 
@@ -158,7 +159,7 @@ fn weights_that_do_not_belong_are_refused() {
         matches!(error, PeftError::Weights(WeightsError::Missing { tensor, .. }) if tensor.contains("up_proj"))
     );
 
-    let rank = AdapterConfig { r: 4, ..whole.config.clone() }.to_json().unwrap();
+    let rank = AdapterConfig { r: 4, ..whole.config }.to_json().unwrap();
     let error = block_on(Adapter::read(&files((rank, weights)), &model())).unwrap_err();
     assert!(matches!(error, PeftError::Weights(WeightsError::WrongShape { .. })));
 }

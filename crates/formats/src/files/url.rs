@@ -377,7 +377,8 @@ mod browser {
     }
 }
 
-#[cfg(all(test, not(target_arch = "wasm32")))]
+#[cfg(test)]
+#[cfg(not(target_arch = "wasm32"))]
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
