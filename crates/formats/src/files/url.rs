@@ -387,8 +387,11 @@ mod tests {
 
     use super::*;
 
-    /// Serves `answer(path, range)` on a port of its own until the test process ends; gives the address.
-    fn serve(answer: fn(&str, Option<(usize, usize)>) -> (String, Vec<u8>)) -> String {
+    /// A path and a range to a status with headers, and a body.
+    type Server = fn(&str, Option<(usize, usize)>) -> (String, Vec<u8>);
+
+    /// Serves `answer` on a port of its own until the test process ends; gives the address.
+    fn serve(answer: Server) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
@@ -429,6 +432,10 @@ mod tests {
                     body,
                 )
             }
+            // As Hugging Face does, to where the bytes are.
+            ("/model/moved.bin", _) => {
+                ("302 Found\r\nLocation: /model/a.bin\r\nContent-Length: 0".to_owned(), vec![])
+            }
             ("/model/empty", _) => {
                 ("416 Range Not Satisfiable\r\nContent-Range: bytes */0".to_owned(), vec![])
             }
@@ -438,6 +445,7 @@ mod tests {
         let files = UrlFiles::new(&url).unwrap();
         assert_eq!(block_on(files.size("a.bin")), Ok(1000));
         assert_eq!(block_on(files.read("a.bin", 300..417)).unwrap(), content()[300..417]);
+        assert_eq!(block_on(files.read("moved.bin", 300..417)).unwrap(), content()[300..417]);
         assert_eq!(block_on(files.size("empty")), Ok(0));
         assert_eq!(
             block_on(files.size("secret")),
