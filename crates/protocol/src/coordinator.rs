@@ -10,7 +10,7 @@ use crate::link::Lane;
 use crate::message::{Assign, BlockBytes, Device, Message, RoomState};
 use crate::run::{ModelSource, Settings};
 use crate::schedule::{Schedule, Work};
-use crate::stage::{HEARTBEAT, SILENCE};
+use crate::stage::{HEARTBEAT, MAX_INFERS, SILENCE};
 use baton_plan::even_split;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -268,13 +268,11 @@ struct Peer {
     heard: Duration,
     progress: (u64, u64),
     ready: Option<Generation>,
-    /// A failure of its own keeps it out of later plans.
-    failed: bool,
 }
 
 impl Peer {
     fn is_usable(&self) -> bool {
-        self.control && self.bulk && self.device.is_some() && !self.failed
+        self.control && self.bulk && self.device.is_some()
     }
 }
 
@@ -291,6 +289,10 @@ impl Plan {
     fn host_trains(&self) -> bool {
         !self.host.is_empty()
     }
+
+    fn position(&self, peer: PeerId) -> Option<usize> {
+        self.stages.iter().position(|(owner, _)| *owner == peer)
+    }
 }
 
 /// Whether the next step may begin.
@@ -299,7 +301,7 @@ enum Drive {
     Go,
     /// Loaded for the first time; the shell lets it go.
     Held,
-    Paused(Option<String>),
+    Paused,
 }
 
 #[derive(Debug)]
@@ -307,6 +309,10 @@ struct Run {
     start: Start,
     plan: Plan,
     drive: Drive,
+    /// Every device left; why, in words. It waits for a person or another device.
+    deserted: Option<String>,
+    /// The plan of a run that is over has lost a device or a connection; it is mended when a text needs it.
+    broken: bool,
     host_loaded: bool,
     neighbours_lost: u8,
     /// Steps that are committed; the state that belongs to them.
@@ -320,6 +326,26 @@ struct Run {
     /// Texts on their way through the stages.
     inferring: BTreeSet<u32>,
     end: Option<End>,
+}
+
+impl Run {
+    fn next_text(&mut self) -> Option<(Kind, Job)> {
+        if let Some((request, tensor)) = self.infer_head.pop_front() {
+            return Some((Kind::InferHead(request), Job::InferHead { request, tensor }));
+        }
+        // A stage drops what is more.
+        if self.inferring.len() >= MAX_INFERS {
+            return None;
+        }
+        let request = self.infer_front.pop_front()?;
+        Some((Kind::InferFront(request), Job::InferFront { request }))
+    }
+
+    /// Texts that wait for their next token.
+    fn into_texts(self) -> VecDeque<u32> {
+        let on_the_way = self.infer_head.into_iter().map(|(request, _)| request);
+        self.infer_front.into_iter().chain(on_the_way).chain(self.inferring).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -426,22 +452,14 @@ impl Coordinator {
             Event::Lost { peer, reason } => self.lost(peer, &reason),
             Event::Message { from, message } => self.message(from, message, now),
             Event::Start(start) => self.start(*start),
-            Event::Pause => self.pause(None),
+            Event::Pause => self.pause(),
             Event::Resume => self.resume(),
             Event::Stop => self.end(End::Stopped),
             Event::Remove { peer } => {
-                self.send(
-                    peer,
-                    Message::Goodbye { reason: "The host removed this device from the room.".into() },
-                );
-                self.outputs.push_back(Output::Disconnect { peer });
-                self.lost(peer, "it was removed");
+                self.dismiss(peer, "The host removed this device from the room.", "it was removed");
             }
             Event::Infer { request } => match self.run.as_mut() {
-                Some(run) => {
-                    run.infer_front.push_back(request);
-                    self.mend_for_texts();
-                }
+                Some(run) => run.infer_front.push_back(request),
                 None => self.outputs.push_back(Output::Inferred { request, done: true }),
             },
             Event::Progress { loaded, total } => {
@@ -449,18 +467,7 @@ impl Coordinator {
                 self.outputs.push_back(Output::Changed);
             }
             Event::Done(done) => self.done(done),
-            Event::JobFailed { reason } => {
-                let kind = self.running.take();
-                if let Some((generation, kind)) = kind {
-                    match kind {
-                        Kind::InferFront(request) | Kind::InferHead(request) => {
-                            self.outputs.push_back(Output::Inferred { request, done: true });
-                        }
-                        _ if generation == self.generation => self.end(End::Failed(reason)),
-                        _ => {}
-                    }
-                }
-            }
+            Event::JobFailed { reason } => self.job_failed(reason),
         }
         self.advance();
     }
@@ -470,6 +477,10 @@ impl Coordinator {
         if now < self.heartbeat {
             return;
         }
+        // What came while this side slept (a frozen tab, a long job) may still wait to be read: its own lateness is not
+        // held against the others.
+        let late = now.saturating_sub(self.heartbeat);
+        self.peers.values_mut().for_each(|peer| peer.heard = (peer.heard + late).min(now));
         self.heartbeat = now + HEARTBEAT;
         let silent: Vec<PeerId> =
             self.peers.iter().filter(|(_, peer)| now >= peer.heard + SILENCE).map(|(id, _)| *id).collect();
@@ -502,7 +513,8 @@ impl Coordinator {
             (Some(End::Finished), _) => RunPhase::Finished,
             (Some(End::Stopped), _) => RunPhase::Stopped,
             (Some(End::Failed(reason)), _) => RunPhase::Failed(reason.clone()),
-            (None, Drive::Paused(reason)) if !self.is_stepping(run) => RunPhase::Paused(reason.clone()),
+            (None, _) if run.deserted.is_some() => RunPhase::Paused(run.deserted.clone()),
+            (None, Drive::Paused) if !self.is_stepping(run) => RunPhase::Paused(None),
             (None, _) if !self.is_loaded(run) => RunPhase::Loading,
             (None, Drive::Held) => RunPhase::Loaded,
             (None, _) => RunPhase::Running,
@@ -581,7 +593,6 @@ impl Coordinator {
             heard: now,
             progress: (0, 0),
             ready: None,
-            failed: false,
         });
         peer.heard = now;
         match lane {
@@ -594,13 +605,11 @@ impl Coordinator {
 
     /// A run that waits for lack of devices goes on with whoever comes.
     fn employ_newcomer(&mut self) {
-        let waits = self.run.as_ref().is_some_and(|run| {
-            run.end.is_none() && run.plan.stages.is_empty() && matches!(run.drive, Drive::Paused(Some(_)))
-        });
-        if waits && self.peers.values().any(Peer::is_usable) {
-            if let Some(run) = &mut self.run {
-                run.drive = Drive::Go;
-            }
+        let Some(run) = self.run.as_mut().filter(|run| run.end.is_none() && run.deserted.is_some()) else {
+            return;
+        };
+        if self.peers.values().any(Peer::is_usable) {
+            run.deserted = None;
             self.replan();
         }
     }
@@ -608,27 +617,35 @@ impl Coordinator {
     fn lost(&mut self, id: PeerId, reason: &str) {
         let Some(peer) = self.peers.remove(&id) else { return };
         self.outputs.push_back(Output::Changed);
-        let Some(run) = &mut self.run else { return };
-        if run.end.is_some() {
-            return self.mend_for_texts();
-        }
-        if !run.plan.stages.iter().any(|(owner, _)| *owner == id) {
-            return;
-        }
-        if !self.peers.values().any(Peer::is_usable) {
+        let Some(run) = self.run.as_mut().filter(|run| run.plan.position(id).is_some()) else { return };
+        if run.end.is_none() && !self.peers.values().any(Peer::is_usable) {
             let name = peer.device.map_or_else(|| format!("device {id}"), |device| device.name);
-            run.drive = Drive::Paused(Some(format!(
+            run.deserted = Some(format!(
                 "{name} left ({reason}) and no other device is here. Let one join, or resume to go on with this device alone."
-            )));
+            ));
         }
-        self.replan();
+        self.mend();
     }
 
-    /// After the end of a run its plan only serves texts; it is mended when one needs it.
+    /// Sends a device away.
+    fn dismiss(&mut self, peer: PeerId, farewell: &str, reason: &str) {
+        self.send(peer, Message::Goodbye { reason: farewell.into() });
+        self.outputs.push_back(Output::Disconnect { peer });
+        self.lost(peer, reason);
+    }
+
+    /// The plan in force has lost a device or a connection.
+    fn mend(&mut self) {
+        match &mut self.run {
+            Some(run) if run.end.is_some() => run.broken = true,
+            Some(_) => self.replan(),
+            None => {}
+        }
+    }
+
     fn mend_for_texts(&mut self) {
-        let Some(run) = self.run.as_ref().filter(|run| run.end.is_some()) else { return };
-        let wanted = !(run.infer_front.is_empty() && run.inferring.is_empty());
-        if wanted && !run.plan.stages.iter().all(|(id, _)| self.peers.contains_key(id)) {
+        let wanted = |run: &Run| !(run.infer_front.is_empty() && run.inferring.is_empty());
+        if self.run.as_ref().is_some_and(|run| run.broken && wanted(run)) {
             self.replan();
         }
     }
@@ -659,22 +676,18 @@ impl Coordinator {
                 peer.progress = (loaded, total);
                 self.outputs.push_back(Output::Changed);
             }
-            Message::Ready { generation } if generation == self.generation => {
+            Message::Ready { generation }
+                if generation == self.generation && peer.ready != Some(generation) =>
+            {
                 peer.ready = Some(generation);
                 self.outputs.push_back(Output::Changed);
                 self.loaded_if_complete();
             }
             Message::Failed { generation, reason } if generation == self.generation => {
-                peer.failed = true;
-                self.outputs.push_back(Output::Disconnect { peer: from });
-                self.send(
-                    from,
-                    Message::Goodbye { reason: format!("This device could not go on: {reason}") },
-                );
-                self.lost(from, &reason);
+                self.dismiss(from, &format!("This device could not go on: {reason}"), &reason);
             }
             Message::NeighbourLost { generation, peer } if generation == self.generation => {
-                self.neighbour_lost(peer);
+                self.neighbour_lost(from, peer);
             }
             message => self.stage_message(from, message),
         }
@@ -682,57 +695,65 @@ impl Coordinator {
 
     /// Two neighbours lost each other, and both still reach the host: plan again, and leave the one out that keeps
     /// being unreachable.
-    fn neighbour_lost(&mut self, peer: PeerId) {
-        let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
+    fn neighbour_lost(&mut self, from: PeerId, peer: PeerId) {
+        let Some(run) = &mut self.run else { return };
+        let positions = (run.plan.position(from), run.plan.position(peer));
+        if !matches!(positions, (Some(a), Some(b)) if a.abs_diff(b) == 1) {
+            return;
+        }
         run.neighbours_lost += 1;
         if run.neighbours_lost > NEIGHBOUR_RETRIES {
             run.neighbours_lost = 0;
-            self.outputs.push_back(Output::Disconnect { peer });
-            self.send(
+            self.dismiss(
                 peer,
-                Message::Goodbye { reason: "The other devices cannot reach this one directly.".into() },
+                "The other devices cannot reach this one directly.",
+                "its neighbours cannot reach it",
             );
-            self.lost(peer, "its neighbours cannot reach it");
         } else {
-            self.replan();
+            self.mend();
         }
     }
 
     fn stage_message(&mut self, from: PeerId, message: Message) {
         let current = self.generation;
         let Some(run) = &mut self.run else { return };
-        let last = run.plan.stages.last().is_some_and(|(owner, _)| *owner == from);
-        let first = run.plan.stages.first().is_some_and(|(owner, _)| *owner == from);
-        let micro_batches = run.start.settings.micro_batches;
+        let Some(position) = run.plan.position(from) else { return };
+        let (first, last) = (position == 0, position + 1 == run.plan.stages.len());
+        let open = &mut run.open;
         match message {
             Message::Forward { generation, step, micro_batch, tensor } => {
-                if last && generation == current && step == run.open.step && micro_batch.0 < micro_batches {
-                    run.open.head.insert(micro_batch, tensor);
+                let expected = open.front.expects_backward(micro_batch) && micro_batch >= open.next_head;
+                if last && generation == current && step == open.step && expected {
+                    open.head.insert(micro_batch, tensor);
                 }
             }
             Message::Backward { generation, step, micro_batch, tensor } => {
-                if first && generation == current && step == run.open.step && micro_batch.0 < micro_batches {
-                    run.open.grads.insert(micro_batch, tensor);
+                let expected = open.front.expects_backward(micro_batch) && micro_batch < open.next_head;
+                if first && generation == current && step == open.step && expected {
+                    open.grads.insert(micro_batch, tensor);
                 }
             }
-            Message::StepDone { generation, step, grad_sum_of_squares } => {
-                if generation == current && step == run.open.step {
-                    run.open.norms.insert(Some(from), grad_sum_of_squares);
-                }
+            Message::StepDone { generation, step, grad_sum_of_squares }
+                if generation == current && step == open.step =>
+            {
+                open.norms.insert(Some(from), grad_sum_of_squares);
             }
             Message::Applied { generation, step, states } if generation == current => {
-                let owned = run
-                    .plan
-                    .stages
-                    .iter()
-                    .find(|(owner, _)| *owner == from)
-                    .map(|(_, blocks)| blocks.clone());
-                self.applied(Some(from), owned, step, states);
-            }
-            Message::Infer { generation, request, tensor } => {
-                if last && generation == current && run.inferring.remove(&request) {
-                    run.infer_head.push_back((request, tensor));
+                let owned = run.plan.stages[position].1.clone();
+                if owned.eq(states.iter().map(|state| state.block)) {
+                    self.applied(Some(from), step, states);
+                } else {
+                    self.dismiss(
+                        from,
+                        "This device sent adapters of blocks that are not its own.",
+                        "it sent adapters of blocks that are not its own",
+                    );
                 }
+            }
+            Message::Infer { generation, request, tensor }
+                if last && generation == current && run.inferring.remove(&request) =>
+            {
+                run.infer_head.push_back((request, tensor));
             }
             _ => {}
         }
@@ -742,13 +763,17 @@ impl Coordinator {
         if self.run.as_ref().is_some_and(|run| run.end.is_none()) {
             return;
         }
+        let texts = self.run.take().map_or_else(VecDeque::new, Run::into_texts);
+        let nonsense = match start.settings.validate() {
+            Err(error) => Some(error.to_string()),
+            Ok(()) => (start.blocks == 0).then(|| "The model has no transformer blocks to train.".into()),
+        };
         let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
         let plan = Plan { generation: self.generation, host: 0..start.blocks, stages: Vec::new() };
-        for peer in self.peers.values_mut() {
-            peer.failed = false;
-        }
         self.run = Some(Run {
             drive: Drive::Held,
+            deserted: None,
+            broken: false,
             host_loaded: false,
             neighbours_lost: 0,
             committed: Step(0),
@@ -757,12 +782,15 @@ impl Coordinator {
             plan,
             start,
             closing: None,
-            infer_front: VecDeque::new(),
+            infer_front: texts,
             infer_head: VecDeque::new(),
             inferring: BTreeSet::new(),
             end: None,
         });
-        self.replan();
+        match nonsense {
+            Some(reason) => self.end(End::Failed(reason)),
+            None => self.replan(),
+        }
     }
 
     /// Puts a new plan in force: over the devices that are there, from what was committed last.
@@ -777,8 +805,8 @@ impl Coordinator {
         run.plan = Plan { generation: self.generation, host, stages };
         run.open = OpenStep::new(run.committed, &run.plan, &run.start.settings);
         run.closing = None;
-        run.host_loaded = false;
-        run.infer_head.clear();
+        (run.host_loaded, run.broken) = (false, false);
+        run.infer_front.extend(std::mem::take(&mut run.infer_head).into_iter().map(|(request, _)| request));
         run.infer_front.extend(std::mem::take(&mut run.inferring));
         self.host_progress = (0, 0);
         let count = run.plan.stages.len();
@@ -823,23 +851,24 @@ impl Coordinator {
             return;
         };
         match run.drive {
+            _ if run.deserted.is_some() => self.broadcast(RoomState::Paused),
             Drive::Held => self.outputs.push_back(Output::Loaded),
             Drive::Go => self.broadcast(RoomState::Running),
-            Drive::Paused(_) => self.broadcast(RoomState::Paused),
+            Drive::Paused => self.broadcast(RoomState::Paused),
         }
         self.outputs.push_back(Output::Changed);
     }
 
-    fn pause(&mut self, reason: Option<String>) {
+    fn pause(&mut self) {
         if let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) {
-            run.drive = Drive::Paused(reason);
+            run.drive = Drive::Paused;
             self.broadcast(RoomState::Paused);
         }
     }
 
     fn resume(&mut self) {
         let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
-        run.drive = Drive::Go;
+        (run.drive, run.deserted) = (Drive::Go, None);
         self.broadcast(RoomState::Running);
     }
 
@@ -850,25 +879,15 @@ impl Coordinator {
         self.broadcast(state);
     }
 
-    fn applied(
-        &mut self,
-        from: Option<PeerId>,
-        owned: Option<Range<u16>>,
-        step: Step,
-        states: Vec<BlockBytes>,
-    ) {
+    fn applied(&mut self, from: Option<PeerId>, step: Step, states: Vec<BlockBytes>) {
         let Some(run) = &mut self.run else { return };
         let Some(closing) = run.closing.as_mut().filter(|closing| closing.report.step == step) else {
             return;
         };
-        let Some(owned) = owned else { return };
-        let sent: Vec<u16> = states.iter().map(|state| state.block).collect();
-        if !closing.waiting.contains(&from) || sent != owned.collect::<Vec<_>>() {
-            return;
+        if closing.waiting.remove(&from) {
+            closing.states.extend(states);
+            self.commit_if_complete();
         }
-        closing.waiting.remove(&from);
-        closing.states.extend(states);
-        self.commit_if_complete();
     }
 
     fn commit_if_complete(&mut self) {
@@ -887,6 +906,7 @@ impl Coordinator {
 
     /// Does what can be done now: closes a step that is complete, and gives the idle engine its next job.
     fn advance(&mut self) {
+        self.mend_for_texts();
         self.close_step();
         if self.running.is_some() {
             return;
@@ -903,16 +923,10 @@ impl Coordinator {
             self.outputs.push_back(Output::Job(job));
             return;
         }
-        let loaded = {
-            let run: &Run = run;
-            run.plan
-                .stages
-                .iter()
-                .all(|(id, _)| self.peers.get(id).is_some_and(|peer| peer.ready == Some(generation)))
-        };
-        if !loaded {
+        if !self.run.as_ref().is_some_and(|run| self.is_loaded(run)) {
             return;
         }
+        let Some(run) = &mut self.run else { return };
         if let Some((kind, job)) = Self::next_job(run) {
             self.running = Some((generation, kind));
             self.outputs.push_back(Output::Job(job));
@@ -920,7 +934,8 @@ impl Coordinator {
         self.close_step();
     }
 
-    /// The head first, it feeds everybody's backward passes; then the host's own backward passes; then new work.
+    /// The head first, it feeds everybody's backward passes; then the host's own backward passes; then new work. Texts
+    /// come where the host would wait, and between steps: a host that trains alone never waits.
     fn next_job(run: &mut Run) -> Option<(Kind, Job)> {
         let step = run.open.step;
         if run.end.is_none() {
@@ -929,13 +944,19 @@ impl Coordinator {
                 let (lr, scale) = (closing.report.lr, closing.scale);
                 return Some((Kind::Apply, Job::Apply { lr, scale }));
             }
+            if !run.open.has_begun()
+                && let Some(job) = run.next_text()
+            {
+                return Some(job);
+            }
             if let Some(tensor) = run.open.head.remove(&run.open.next_head) {
                 let micro_batch = run.open.next_head;
                 run.open.next_head = MicroBatch(micro_batch.0 + 1);
                 return Some((Kind::Head(micro_batch), Job::Head { step, micro_batch, tensor }));
             }
             let trains = run.plan.host_trains();
-            let may_begin = run.drive == Drive::Go || run.open.has_begun();
+            let go = run.drive == Drive::Go && run.deserted.is_none();
+            let may_begin = go || run.open.has_begun();
             let in_range = step.0 < run.start.settings.steps;
             loop {
                 let grads = &run.open.grads;
@@ -957,11 +978,7 @@ impl Coordinator {
                 return Some((Kind::GradNorm, Job::GradNorm));
             }
         }
-        if let Some((request, tensor)) = run.infer_head.pop_front() {
-            return Some((Kind::InferHead(request), Job::InferHead { request, tensor }));
-        }
-        let request = run.infer_front.pop_front()?;
-        Some((Kind::InferFront(request), Job::InferFront { request }))
+        run.next_text()
     }
 
     /// When every gradient of the open step is added up and the step before it is committed, orders the update.
@@ -1010,14 +1027,38 @@ impl Coordinator {
         }
     }
 
+    fn job_failed(&mut self, reason: String) {
+        let Some((generation, kind)) = self.running.take() else { return };
+        match kind {
+            Kind::InferFront(request) | Kind::InferHead(request) => {
+                self.outputs.push_back(Output::Inferred { request, done: true });
+            }
+            _ if generation != self.generation => {}
+            _ => {
+                self.end(End::Failed(reason));
+                // Without the ends no text can go on.
+                if let Some(run) = self.run.as_mut().filter(|_| kind == Kind::Load) {
+                    for request in std::mem::take(&mut run.infer_front) {
+                        self.outputs.push_back(Output::Inferred { request, done: true });
+                    }
+                }
+            }
+        }
+    }
+
     fn done(&mut self, done: Done) {
         let Some((generation, kind)) = self.running.take() else { return };
         let current = self.generation;
         let Some(run) = self.run.as_mut() else { return };
         if generation != current {
-            // The plan changed under it; a text starts its token again, everything else is dropped.
-            if let Kind::InferFront(request) | Kind::InferHead(request) = kind {
-                run.infer_front.push_back(request);
+            // The plan changed under it. The token of a text is chosen all the same, or started again; everything else
+            // is dropped.
+            match (kind, done) {
+                (Kind::InferHead(request), Done::InferHead { done }) => {
+                    self.outputs.push_back(Output::Inferred { request, done });
+                }
+                (Kind::InferFront(request), _) => run.infer_front.push_back(request),
+                _ => {}
             }
             return;
         }
@@ -1054,9 +1095,8 @@ impl Coordinator {
                 run.open.norms.insert(None, sum);
             }
             (Kind::Apply, Done::Apply(states)) => {
-                let owned = Some(run.plan.host.clone());
                 if let Some(step) = run.closing.as_ref().map(|closing| closing.report.step) {
-                    self.applied(None, owned, step, states);
+                    self.applied(None, step, states);
                 }
             }
             (Kind::InferFront(request), Done::InferFront(tensor)) => match first {

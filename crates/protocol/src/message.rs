@@ -196,7 +196,14 @@ impl Assign {
                 self.stage, self.stages
             ));
         }
-        self.settings.validate().map_err(|error| error.to_string())
+        self.settings.validate().map_err(|error| error.to_string())?;
+        if self.step.0 > self.settings.steps {
+            return Err(format!(
+                "step {} of a run of {} steps makes no sense",
+                self.step, self.settings.steps
+            ));
+        }
+        Ok(())
     }
 }
 

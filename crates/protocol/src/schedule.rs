@@ -42,6 +42,18 @@ impl Schedule {
         (self.backwards < self.forwards).then_some(MicroBatch(self.backwards))
     }
 
+    /// Whether the input of this forward pass may arrive now. The position before may be ahead by the one micro-batch
+    /// more that it may hold; anything else is not of this protocol.
+    pub fn expects_forward(&self, micro_batch: MicroBatch) -> bool {
+        let ahead = self.backwards.saturating_add(self.limit).saturating_add(1);
+        (self.forwards..self.micro_batches.min(ahead)).contains(&micro_batch.0)
+    }
+
+    /// Whether the gradient for this backward pass may arrive now: its forward pass was taken, and it was not.
+    pub fn expects_backward(&self, micro_batch: MicroBatch) -> bool {
+        (self.backwards..self.forwards).contains(&micro_batch.0)
+    }
+
     /// Chooses by what has arrived, and counts it as done.
     pub fn take(
         &mut self,

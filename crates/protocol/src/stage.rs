@@ -16,7 +16,7 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a side may be silent: a CPU stage does not speak while it computes.
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// Unfinished texts that a stage holds at most.
-const MAX_INFERS: usize = 16;
+pub(crate) const MAX_INFERS: usize = 16;
 
 /// What happened.
 #[derive(Debug)]
@@ -237,6 +237,14 @@ impl Working {
         )
     }
 
+    /// The stage before may be a step ahead: its order to update travels on a lane of its own.
+    fn expects_forward(&self, step: Step, micro_batch: MicroBatch) -> bool {
+        if step == self.step.next() {
+            return Self::schedule(&self.assign).expects_forward(micro_batch);
+        }
+        step == self.step && self.schedule.expects_forward(micro_batch)
+    }
+
     fn next_job(&mut self) -> Option<(Kind, Job)> {
         let (step, forwards, backwards) = (self.step, &self.forwards, &self.backwards);
         match self.schedule.take(|m| forwards.contains_key(&(step, m)), |m| backwards.contains_key(&m)) {
@@ -319,6 +327,8 @@ impl Stage {
         if matches!(self.phase, Phase::Ended(_)) {
             return;
         }
+        // As in the coordinator: what came while this side slept may still wait to be read.
+        self.heard = (self.heard + now.saturating_sub(self.heartbeat)).min(now);
         if now >= self.heard + SILENCE {
             self.end(format!("The host has been silent for {} seconds.", SILENCE.as_secs()));
         } else if now >= self.heartbeat {
@@ -382,25 +392,25 @@ impl Stage {
         }
         match message {
             Message::Forward { generation, step, micro_batch, tensor } => {
-                if let Some(working) = self.working(generation).filter(|w| w.assign.prev == from) {
-                    let soon = step == working.step || step == working.step.next();
-                    if soon && micro_batch.0 < working.assign.settings.micro_batches {
-                        working.forwards.insert((step, micro_batch), tensor);
-                    }
+                if let Some(working) = self.working(generation).filter(|w| w.assign.prev == from)
+                    && working.expects_forward(step, micro_batch)
+                {
+                    working.forwards.insert((step, micro_batch), tensor);
                 }
             }
             Message::Backward { generation, step, micro_batch, tensor: Some(tensor) } => {
-                if let Some(working) = self.working(generation).filter(|w| w.assign.next == from) {
-                    if step == working.step && micro_batch.0 < working.assign.settings.micro_batches {
-                        working.backwards.insert(micro_batch, tensor);
-                    }
+                if let Some(working) = self.working(generation).filter(|w| w.assign.next == from)
+                    && step == working.step
+                    && working.schedule.expects_backward(micro_batch)
+                {
+                    working.backwards.insert(micro_batch, tensor);
                 }
             }
             Message::Infer { generation, request, tensor } => {
-                if let Some(working) = self.working(generation).filter(|w| w.assign.prev == from) {
-                    if working.infers.len() < MAX_INFERS {
-                        working.infers.push_back((request, tensor));
-                    }
+                if let Some(working) = self.working(generation).filter(|w| w.assign.prev == from)
+                    && working.infers.len() < MAX_INFERS
+                {
+                    working.infers.push_back((request, tensor));
                 }
             }
             message if from == self.host => self.host_message(message),
@@ -416,7 +426,8 @@ impl Stage {
             }
             Message::Assign(assign) => self.assigned(assign),
             Message::Apply { generation, step, lr, scale } => {
-                if let Some(working) = self.working(generation).filter(|w| w.step == step) {
+                let announced = |w: &&mut Working| w.step == step && w.flush == Flush::Announced;
+                if let Some(working) = self.working(generation).filter(announced) {
                     working.flush = Flush::Ordered { lr, scale };
                 }
             }
@@ -460,7 +471,7 @@ impl Stage {
     fn progress(&mut self, loaded: u64, total: u64) {
         let Phase::Loading { assign, progress, .. } = &mut self.phase else { return };
         // A step of 1 % is enough for a bar.
-        let worth_telling = loaded == total || loaded.saturating_sub(progress.0) * 100 >= total;
+        let worth_telling = loaded == total || loaded.saturating_sub(progress.0).saturating_mul(100) >= total;
         if worth_telling && self.running.as_ref().is_some_and(|job| job.generation == assign.generation) {
             *progress = (loaded, total);
             let generation = assign.generation;
@@ -509,12 +520,12 @@ impl Stage {
     }
 
     fn job_failed(&mut self, reason: String) {
-        if let Some(Running { generation, .. }) = self.running.take() {
-            if self.assign().is_some_and(|assign| assign.generation == generation) {
-                self.phase = Phase::Waiting;
-                self.send_host(Message::Failed { generation, reason });
-                self.outputs.push_back(Output::Changed);
-            }
+        if let Some(Running { generation, .. }) = self.running.take()
+            && self.assign().is_some_and(|assign| assign.generation == generation)
+        {
+            self.phase = Phase::Waiting;
+            self.send_host(Message::Failed { generation, reason });
+            self.outputs.push_back(Output::Changed);
         }
     }
 
