@@ -1,0 +1,365 @@
+//! A toy model with real gradients, and the same training in one process without any machine.
+//!
+//! A block is `h'ᵢ = hᵢ + w[i mod 3]·tanh(hᵢ₊₁)` with Adam on its three weights. Every block rounds what it gives to f32,
+//! as a boundary does, gradients are added up sample by sample, and a loss or a sum of squares is rounded to f32 before
+//! it is added: so every number is the same to the last bit, however blocks are split in stages and batches in slices.
+
+use baton_protocol::codec::{Boundary, Precision};
+use baton_protocol::message::BlockBytes;
+use baton_protocol::run::Settings;
+use baton_protocol::{MicroBatch, Step, coordinator, stage};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The shape of the model and its batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Toy {
+    pub blocks: u16,
+    pub samples: u32,
+    /// Numbers in the hidden state of a sample.
+    pub width: u32,
+    pub precision: Precision,
+}
+
+/// The same number for the same keys, in [-1, 1).
+fn noise(keys: [u32; 4]) -> f64 {
+    let mut hash = 0x9e37_79b9_7f4a_7c15_u64;
+    for key in keys {
+        hash = (hash ^ u64::from(key)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        hash ^= hash >> 29;
+    }
+    f64::from((hash >> 32) as u32) / f64::from(1_u32 << 31) - 1.0
+}
+
+impl Toy {
+    fn row(&self, kind: u32, a: u32, b: u32) -> Vec<f32> {
+        (0..self.width).map(|i| noise([kind, a, b, i]) as f32).collect()
+    }
+
+    /// The samples of a slice, embedded: one row each.
+    fn samples_of(&self, micro_batch: MicroBatch, micro_batches: u16) -> Range<u32> {
+        let each = self.samples / u32::from(micro_batches);
+        let first = u32::from(micro_batch.0) * each;
+        first..first + each
+    }
+
+    fn embed(&self, step: Step, samples: Range<u32>) -> Vec<Vec<f32>> {
+        samples.map(|sample| self.row(1, step.0, sample)).collect()
+    }
+
+    /// The part of the batch's mean loss, and the gradient of the hidden states.
+    fn head(&self, step: Step, samples: Range<u32>, h: &[Vec<f32>]) -> (f64, Vec<Vec<f32>>) {
+        let total = f64::from(self.samples * self.width);
+        let (mut loss, mut grad) = (0.0, Vec::new());
+        for (sample, row) in samples.zip(h) {
+            let target = self.row(2, step.0, sample);
+            let diff: Vec<f64> = row.iter().zip(target).map(|(h, y)| f64::from(*h) - f64::from(y)).collect();
+            loss += f64::from((diff.iter().map(|d| d * d).sum::<f64>() / total) as f32);
+            grad.push(diff.iter().map(|d| (2.0 * d / total) as f32).collect());
+        }
+        (loss, grad)
+    }
+
+    fn text_rows(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let at = |(position, token): (usize, &u32)| self.row(3, *token, position as u32);
+        tokens.iter().enumerate().map(at).collect()
+    }
+
+    fn next_token(h: &[Vec<f32>]) -> u32 {
+        let last = h.last().expect("a text has a first token");
+        last.iter().fold(7_u32, |hash, x| (hash ^ x.to_bits()).wrapping_mul(0x0100_0193)) % 1000
+    }
+
+    fn boundary(&self, rows: &[Vec<f32>]) -> Boundary {
+        let shape = [rows.len() as u32, 1, self.width];
+        Boundary::encode(&rows.concat(), shape, self.precision).expect("the toy's numbers are finite")
+    }
+
+    fn rows(&self, boundary: &Boundary) -> Vec<Vec<f32>> {
+        let width = self.width as usize;
+        boundary.decode().expect("intact").chunks(width).map(<[f32]>::to_vec).collect()
+    }
+}
+
+/// Three weights, their gradient, and Adam's moments.
+#[derive(Clone, Debug)]
+struct Block {
+    block: u16,
+    w: [f64; 3],
+    m: [f64; 3],
+    v: [f64; 3],
+    updates: f64,
+    grad: [f64; 3],
+}
+
+impl Block {
+    fn fresh(block: u16) -> Self {
+        let w = [0, 1, 2].map(|i| 0.5 * noise([4, block.into(), i, 0]));
+        Self { block, w, m: [0.0; 3], v: [0.0; 3], updates: 0.0, grad: [0.0; 3] }
+    }
+
+    fn restore(state: &BlockBytes) -> Self {
+        let numbers: Vec<f64> =
+            state.bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        let three = |at: usize| [numbers[at], numbers[at + 1], numbers[at + 2]];
+        let (w, m, v) = (three(0), three(3), three(6));
+        Self { block: state.block, w, m, v, updates: numbers[9], grad: [0.0; 3] }
+    }
+
+    fn state(&self) -> BlockBytes {
+        let numbers = [self.w, self.m, self.v].concat().into_iter().chain([self.updates]);
+        BlockBytes { block: self.block, bytes: numbers.flat_map(f64::to_le_bytes).collect() }
+    }
+
+    fn forward(&self, h: &[f32]) -> Vec<f32> {
+        let next = |i: usize| f64::from(h[(i + 1) % h.len()]);
+        (0..h.len()).map(|i| (f64::from(h[i]) + self.w[i % 3] * next(i).tanh()) as f32).collect()
+    }
+
+    fn backward(&mut self, h: &[f32], grad: &[f32]) -> Vec<f32> {
+        let mut back: Vec<f64> = grad.iter().map(|g| f64::from(*g)).collect();
+        for (i, &g) in grad.iter().enumerate() {
+            let (g, next) = (f64::from(g), (i + 1) % h.len());
+            let tanh = f64::from(h[next]).tanh();
+            self.grad[i % 3] += g * tanh;
+            back[next] += g * self.w[i % 3] * (1.0 - tanh * tanh);
+        }
+        back.into_iter().map(|g| g as f32).collect()
+    }
+
+    fn sum_of_squares(&self) -> f64 {
+        f64::from(self.grad.iter().map(|g| g * g).sum::<f64>() as f32)
+    }
+
+    fn apply(&mut self, lr: f64, scale: f64) {
+        self.updates += 1.0;
+        for i in 0..3 {
+            let g = self.grad[i] * scale;
+            self.m[i] = 0.9 * self.m[i] + 0.1 * g;
+            self.v[i] = 0.999 * self.v[i] + 0.001 * g * g;
+            let (m, v) = (
+                self.m[i] / (1.0 - 0.9_f64.powf(self.updates)),
+                self.v[i] / (1.0 - 0.999_f64.powf(self.updates)),
+            );
+            self.w[i] -= lr * m / (v.sqrt() + 1e-8);
+            self.grad[i] = 0.0;
+        }
+    }
+}
+
+/// Consecutive blocks with what backward needs; it also watches that jobs come in an order that makes sense.
+#[derive(Debug, Default)]
+pub struct Slice {
+    blocks: Vec<Block>,
+    /// By slice, by block, by sample: the block's input.
+    kept: BTreeMap<MicroBatch, Vec<Vec<Vec<f32>>>>,
+    micro_batches: u16,
+    forwards: u16,
+    backwards: u16,
+    normed: bool,
+    /// Activations of how many slices may be held at once, and were.
+    pub limit: usize,
+    pub most_kept: usize,
+}
+
+impl Slice {
+    fn load(range: Range<u16>, states: &[BlockBytes], micro_batches: u16, limit: usize) -> Self {
+        assert!(states.is_empty() || states.iter().map(|state| state.block).eq(range.clone()));
+        let block = |block: u16| {
+            states
+                .iter()
+                .find(|state| state.block == block)
+                .map_or_else(|| Block::fresh(block), Block::restore)
+        };
+        Self { blocks: range.map(block).collect(), micro_batches, limit, ..Self::default() }
+    }
+
+    fn infer(&self, mut h: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        for block in &self.blocks {
+            h = h.iter().map(|row| block.forward(row)).collect();
+        }
+        h
+    }
+
+    fn forward(&mut self, micro_batch: MicroBatch, mut h: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        assert!(
+            micro_batch.0 == self.forwards && self.forwards < self.micro_batches,
+            "{micro_batch} {self:?}"
+        );
+        self.forwards += 1;
+        let mut inputs = Vec::new();
+        for block in &self.blocks {
+            let out = h.iter().map(|row| block.forward(row)).collect();
+            inputs.push(std::mem::replace(&mut h, out));
+        }
+        self.kept.insert(micro_batch, inputs);
+        self.most_kept = self.most_kept.max(self.kept.len());
+        assert!(
+            self.kept.len() <= self.limit,
+            "{} slices in memory, {} are allowed",
+            self.kept.len(),
+            self.limit
+        );
+        h
+    }
+
+    fn backward(&mut self, micro_batch: MicroBatch, mut grad: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        assert_eq!(micro_batch.0, self.backwards);
+        self.backwards += 1;
+        let inputs = self.kept.remove(&micro_batch).expect("forward came first");
+        for (block, inputs) in self.blocks.iter_mut().zip(inputs).rev() {
+            grad = inputs.iter().zip(&grad).map(|(h, grad)| block.backward(h, grad)).collect();
+        }
+        grad
+    }
+
+    fn grad_norm(&mut self) -> f64 {
+        assert!(self.backwards == self.micro_batches && self.kept.is_empty() && !self.normed);
+        self.normed = true;
+        self.blocks.iter().map(Block::sum_of_squares).sum()
+    }
+
+    fn apply(&mut self, lr: f64, scale: f64) -> Vec<BlockBytes> {
+        assert!(std::mem::take(&mut self.normed), "an update without a complete gradient");
+        (self.forwards, self.backwards) = (0, 0);
+        self.blocks.iter_mut().for_each(|block| block.apply(lr, scale));
+        self.blocks.iter().map(Block::state).collect()
+    }
+}
+
+/// The engine of a stage.
+#[derive(Debug)]
+pub struct StageEngine {
+    toy: Toy,
+    pub slice: Slice,
+}
+
+impl StageEngine {
+    pub fn new(toy: Toy) -> Self {
+        Self { toy, slice: Slice::default() }
+    }
+
+    pub fn run(&mut self, job: &stage::Job) -> stage::Done {
+        use stage::{Done, Job};
+        let (toy, slice) = (self.toy, &mut self.slice);
+        match job {
+            Job::Load(assign) => {
+                // Position p of P holds at most P − p; the host's front is position 0 and its head the last one.
+                let limit = usize::from(assign.stages + 2 - (assign.stage.0 + 1));
+                let micro_batches = assign.settings.micro_batches;
+                *slice = Slice::load(assign.blocks.clone(), &assign.states, micro_batches, limit);
+                Done::Load
+            }
+            Job::Forward { micro_batch, tensor } => {
+                Done::Forward(toy.boundary(&slice.forward(*micro_batch, toy.rows(tensor))))
+            }
+            Job::Backward { micro_batch, tensor, want_input_grad } => {
+                let grad = slice.backward(*micro_batch, toy.rows(tensor));
+                Done::Backward(want_input_grad.then(|| toy.boundary(&grad)))
+            }
+            Job::GradNorm => Done::GradNorm(slice.grad_norm()),
+            Job::Apply { lr, scale } => Done::Apply(slice.apply(*lr, *scale)),
+            Job::Infer { tensor, .. } => Done::Infer(toy.boundary(&slice.infer(toy.rows(tensor)))),
+        }
+    }
+}
+
+/// A text that the model writes.
+#[derive(Clone, Debug)]
+pub struct Text {
+    pub tokens: Vec<u32>,
+    pub want: usize,
+}
+
+/// The engine of the host: the ends, and every block if there is no stage.
+#[derive(Debug)]
+pub struct HostEngine {
+    toy: Toy,
+    micro_batches: u16,
+    slice: Slice,
+    pub texts: BTreeMap<u32, Text>,
+}
+
+impl HostEngine {
+    pub fn new(toy: Toy, micro_batches: u16) -> Self {
+        Self { toy, micro_batches, slice: Slice::default(), texts: BTreeMap::new() }
+    }
+
+    pub fn run(&mut self, job: &coordinator::Job) -> coordinator::Done {
+        use coordinator::{Done, Job};
+        let (toy, micro_batches) = (self.toy, self.micro_batches);
+        match job {
+            Job::Load { blocks, states } => {
+                self.slice = Slice::load(blocks.clone(), states, micro_batches, 2);
+                Done::Load
+            }
+            Job::Front { step, micro_batch } => {
+                let h = toy.embed(*step, toy.samples_of(*micro_batch, micro_batches));
+                let trains = !self.slice.blocks.is_empty();
+                Done::Front(toy.boundary(&if trains { self.slice.forward(*micro_batch, h) } else { h }))
+            }
+            Job::Head { step, micro_batch, tensor } => {
+                let samples = toy.samples_of(*micro_batch, micro_batches);
+                let tokens = samples.end - samples.start;
+                let (loss, grad) = toy.head(*step, samples, &toy.rows(tensor));
+                Done::Head { loss, tokens, grad: toy.boundary(&grad) }
+            }
+            Job::BackFront { micro_batch, tensor } => {
+                self.slice.backward(*micro_batch, toy.rows(tensor));
+                Done::BackFront
+            }
+            Job::GradNorm => Done::GradNorm(self.slice.grad_norm()),
+            Job::Apply { lr, scale } => Done::Apply(self.slice.apply(*lr, *scale)),
+            Job::InferFront { request } => {
+                let h = toy.text_rows(&self.texts[request].tokens);
+                Done::InferFront(toy.boundary(&self.slice.infer(h)))
+            }
+            Job::InferHead { request, tensor } => {
+                let text = self.texts.get_mut(request).expect("asked for");
+                text.tokens.push(Toy::next_token(&toy.rows(tensor)));
+                assert!(text.tokens.len() <= text.want, "a text went on after its end");
+                Done::InferHead { done: text.tokens.len() == text.want }
+            }
+        }
+    }
+}
+
+/// What one process gets: losses, gradient norms, and the states after every step.
+#[derive(Debug)]
+pub struct Reference {
+    pub losses: Vec<f64>,
+    pub norms: Vec<f64>,
+    /// `states[n]` belongs to n complete steps; `states[0]` are the fresh ones.
+    pub states: Vec<Vec<BlockBytes>>,
+    toy: Toy,
+}
+
+impl Reference {
+    pub fn train(toy: Toy, settings: &Settings) -> Self {
+        let mut slice = Slice::load(0..toy.blocks, &[], 1, 1);
+        let fresh = slice.blocks.iter().map(Block::state).collect();
+        let mut reference = Self { losses: Vec::new(), norms: Vec::new(), states: vec![fresh], toy };
+        for step in (0..settings.steps).map(Step) {
+            let h = slice.forward(MicroBatch(0), toy.embed(step, 0..toy.samples));
+            let (loss, grad) = toy.head(step, 0..toy.samples, &h);
+            slice.backward(MicroBatch(0), grad);
+            let norm = slice.grad_norm().sqrt();
+            let clip = settings.grad_clip;
+            let scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+            reference.states.push(slice.apply(settings.lr_at(step.0), scale));
+            reference.losses.push(loss);
+            reference.norms.push(norm);
+        }
+        reference
+    }
+
+    /// The text that the model of `steps` steps writes.
+    pub fn text(&self, steps: usize, first: u32, want: usize) -> Vec<u32> {
+        let slice = Slice::load(0..self.toy.blocks, &self.states[steps], 1, 1);
+        let mut tokens = vec![first];
+        while tokens.len() < want {
+            tokens.push(Toy::next_token(&slice.infer(self.toy.text_rows(&tokens))));
+        }
+        tokens
+    }
+}
