@@ -47,7 +47,7 @@ fn the_rooms_are_what_their_members_were_told() {
         }
         refused.extend(totals.refusals.into_keys());
     }
-    assert!(tried.into_iter().all(|count| count > 300), "{tried:?}");
+    assert!(tried.into_iter().all(|count| count > 30), "{tried:?}");
     // All but those that only the sockets or the end of the server bring about.
     assert_eq!(refused.len(), 9, "{refused:?}");
 }
@@ -83,12 +83,19 @@ impl World {
     }
 
     fn step(&mut self) {
-        self.now += Duration::from_millis(self.rng.random_range(0..1500));
+        let is_pause = self.rng.random_bool(0.01);
+        self.now += Duration::from_millis(self.rng.random_range(if is_pause { 0..40_000 } else { 0..400 }));
         let event = self.event();
         self.handle(&event);
     }
 
     fn event(&mut self) -> Event {
+        // Sockets that the server closes are soon closed.
+        if let Some((client, _)) = self.views.iter().find(|(_, view)| view.closed)
+            && self.rng.random_bool(0.3)
+        {
+            return Event::Closed { client: *client };
+        }
         // Now and then somebody speaks whom nobody listens to any more.
         let any = self.rng.random_bool(0.1);
         let known = self.views.iter().filter(|(_, view)| any || !view.closed).map(|(client, _)| *client);
@@ -129,7 +136,7 @@ impl World {
             78..80 => Event::Unreadable { client, refusal: Refusal::Binary { len: 1 } },
             80..84 => Event::Beat { client },
             84..86 => Event::Stuck { client },
-            86..94 => Event::Closed { client },
+            86..88 => Event::Closed { client },
             _ => Event::Tick,
         }
     }
