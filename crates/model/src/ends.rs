@@ -86,7 +86,7 @@ impl Ends {
         let rows = leaf.clone().reshape([batch * time, hidden]);
         let rows = rows.select(0, indices(targets.rows.clone(), &self.device));
         let normed = rms_norm(rows, &self.norm, self.config.rms_norm_eps);
-        let (nll, gradient) = targets.loss(normed.clone().inner(), &self.head, None);
+        let (nll, gradient) = targets.loss(&normed.clone().inner(), &self.head, None);
         let gradients = (normed * gradient).sum().backward();
         // The leaf reaches the sum through `select` whatever the numbers are.
         let gradient = leaf.grad(&gradients).unwrap_or_else(|| leaf.inner().zeros_like());
@@ -217,7 +217,7 @@ impl Targets {
     /// Its gradient with respect to the head is added to `head_gradient` [vocab, hidden], if there is one.
     pub(crate) fn loss(
         &self,
-        normed: Tensor<2>,
+        normed: &Tensor<2>,
         head: &Tensor<2>,
         mut head_gradient: Option<&mut Tensor<2>>,
     ) -> (Tensor<2>, Tensor<2>) {

@@ -107,7 +107,7 @@ impl Lora {
         let mut values = all_to_f32(tensors).await?.into_iter();
         let mut pairs = Pairs::new();
         for (block, adapters) in self.range.clone().zip(&self.blocks) {
-            for (&projection, _) in &adapters.pairs {
+            for &projection in adapters.pairs.keys() {
                 let (Some(a), Some(b)) = (values.next(), values.next()) else {
                     return Err(ModelError::MissingPair { block, projection });
                 };

@@ -131,7 +131,7 @@ impl Pretrainer {
 
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         let mut head_gradient = head.zeros_like();
-        let (nll, gradient) = targets.loss(normed.clone().inner(), head, Some(&mut head_gradient));
+        let (nll, gradient) = targets.loss(&normed.clone().inner(), head, Some(&mut head_gradient));
         let mut gradients = (normed * gradient).sum().backward();
         let head = leaves.head.as_ref().map_or(EMBEDDING, |_| HEAD);
         let gradient_of = |(name, tensor): (String, &mut Tensor<2>)| {

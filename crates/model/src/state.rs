@@ -30,6 +30,28 @@ pub(crate) struct PairState {
 const HEADER: usize = 12;
 
 impl BlockState {
+    /// States that no step has touched, one for each block of the model, with the adapter `pairs`.
+    ///
+    /// # Errors
+    ///
+    /// When a pair is missing. Sizes are checked where the states are read.
+    pub fn fresh(spec: &LoraSpec, config: &ModelConfig, pairs: &Pairs) -> Result<Vec<Self>, ModelError> {
+        let state = |block| {
+            let pair = |projection| {
+                let LoraPair { a, b } = pairs
+                    .get(&(block, projection))
+                    .ok_or(ModelError::MissingPair { block, projection })?
+                    .clone();
+                let [za, zb] = [&a, &b].map(|values| vec![0.0; values.len()]);
+                let values = [a, b, za.clone(), zb.clone(), za, zb];
+                Ok((projection, PairState { values }))
+            };
+            let pairs = spec.projections().map(pair).collect::<Result<_, ModelError>>()?;
+            Ok(Self { block, step: 0, pairs })
+        };
+        (0..config.num_hidden_layers).map(state).collect()
+    }
+
     /// How many bytes the state of a block takes.
     pub fn length(spec: &LoraSpec, config: &ModelConfig) -> usize {
         let projections = spec.projections();

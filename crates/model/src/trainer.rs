@@ -29,6 +29,7 @@ pub struct Trainer {
 }
 
 /// One block's part of a forward pass.
+#[allow(clippy::large_enum_variant, reason = "a few exist, and what they point to is far larger")]
 enum Saved {
     /// Its input, plain. [batch, time, hidden]
     Input(Tensor<3>),
@@ -76,6 +77,11 @@ impl Trainer {
     /// The frozen blocks.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
+    }
+
+    /// The frozen blocks, for another run on them.
+    pub fn into_blocks(self) -> Blocks {
+        self.blocks
     }
 
     /// The training pass: h [batch, time, hidden] -> [batch, time, hidden]. What backward needs is saved under `key`.

@@ -61,7 +61,8 @@ fn a_prompt_may_enter_the_cache_in_pieces() {
         let blocks = model.all_blocks().await;
         let ends = model.ends().await;
         let ids = vec![1, 5, 9, 2, 60, 33, 7];
-        let whole = common::values(blocks.forward(None, ends.embed(&[ids.clone()]).unwrap())).await;
+        let whole =
+            common::values(blocks.forward(None, ends.embed(std::slice::from_ref(&ids)).unwrap())).await;
         let mut cache = KvCache::new();
         let mut pieces = Vec::new();
         for piece in [&ids[..3], &ids[3..4], &ids[4..]] {
