@@ -1,1 +1,22 @@
-//! engine: under construction.
+//! Executes the protocol's jobs on burn, and ties a machine, its engine and its channels into one running node.
+//!
+//! * [`source`]: a model opened from wherever its files are, and the text encoded for it;
+//! * [`batches`]: which samples are in which micro-batch of which step;
+//! * [`host`] and [`stage`]: the engines behind the coordinator's and the stage's jobs;
+//! * [`texts`]: texts that the model writes, a token at a time;
+//! * [`alone`] and [`generate`]: training and writing in one process, without channels;
+//! * [`adapter`]: committed states as an adapter in PEFT's format, and back;
+//! * [`node`]: the loop that a shell runs: machine, engine and channels; the same in a browser, a process and a test.
+
+pub mod adapter;
+pub mod alone;
+pub mod batches;
+pub mod error;
+pub mod generate;
+pub mod host;
+pub mod node;
+pub mod source;
+pub mod stage;
+pub mod texts;
+
+pub use error::EngineError;

@@ -43,6 +43,8 @@ pub struct Settings {
     pub boundary: Precision,
     /// Whether a stage computes its activations again in backward instead of keeping them.
     pub recompute: bool,
+    /// Tokens that the model writes before and after the run, to compare; 0 is none.
+    pub sample_tokens: u32,
 }
 
 impl Default for Settings {
@@ -66,6 +68,7 @@ impl Default for Settings {
             packing: false,
             boundary: Precision::F16,
             recompute: false,
+            sample_tokens: 48,
         }
     }
 }
@@ -179,6 +182,8 @@ impl Settings {
 /// Where a stage fetches its blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ModelSource {
+    /// The model that ships with the page: every device has its own copy at hand.
+    Embedded,
     /// By byte range from a URL of a folder in the Hugging Face layout.
     Url(String),
     /// By byte range from the host, over the data channel.

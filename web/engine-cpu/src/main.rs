@@ -1,3 +1,6 @@
-//! Under construction.
+//! The engine on the CPU, as a binary for a dedicated worker.
 
-fn main() {}
+fn main() {
+    #[cfg(target_arch = "wasm32")]
+    baton_worker::start();
+}

@@ -1,0 +1,72 @@
+//! The figures of a run, as JSON.
+
+use baton_protocol::coordinator::StepReport;
+use baton_protocol::run::Settings;
+use serde::Serialize;
+use std::time::Duration;
+
+/// What `--report` writes.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    settings: Settings,
+    /// Mean negative log-likelihood over each step's target tokens, before its update.
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+    lrs: Vec<f64>,
+    target_tokens: u64,
+    seconds: f64,
+    /// Target tokens a second, loading not counted.
+    tokens_per_second: f64,
+    /// The process's largest resident set; none where the system does not tell.
+    pub(crate) peak_memory_bytes: Option<u64>,
+    #[serde(skip)]
+    first: Option<(Duration, u32)>,
+}
+
+impl Report {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            settings: settings.clone(),
+            losses: Vec::new(),
+            grad_norms: Vec::new(),
+            lrs: Vec::new(),
+            target_tokens: 0,
+            seconds: 0.0,
+            tokens_per_second: 0.0,
+            peak_memory_bytes: None,
+            first: None,
+        }
+    }
+
+    /// Takes a step in, complete `since` the beginning.
+    pub(crate) fn step(&mut self, report: &StepReport, since: Duration) {
+        self.losses.push(report.loss);
+        self.grad_norms.push(report.grad_norm);
+        self.lrs.push(report.lr);
+        self.target_tokens += u64::from(report.tokens);
+        self.seconds = since.as_secs_f64();
+        // The first step waits for the weights: with more than one, speed is counted from its end.
+        self.tokens_per_second = match self.first {
+            None => {
+                self.first = Some((since, report.tokens));
+                f64::from(report.tokens) / self.seconds.max(1e-9)
+            }
+            Some((first, tokens)) => {
+                let rest = self.target_tokens - u64::from(tokens);
+                rest as f64 / (since - first).as_secs_f64().max(1e-9)
+            }
+        };
+    }
+
+    pub(crate) fn tokens_per_second(&self) -> f64 {
+        self.tokens_per_second
+    }
+}
+
+/// The largest resident set of this process in bytes, where the system tells (Linux).
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

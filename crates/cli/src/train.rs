@@ -1,0 +1,217 @@
+//! `baton train`.
+
+use crate::report::{Report, peak_memory};
+use anyhow::{Context, Result, bail};
+use baton_engine::host::HostEngine;
+use baton_engine::{adapter, alone};
+use baton_formats::peft::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
+use baton_formats::{DirFiles, dataset};
+use baton_protocol::coordinator::Start;
+use baton_protocol::run::{LrSchedule, ModelSource, Settings};
+use clap::{Args, ValueEnum};
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+#[derive(Args)]
+pub(crate) struct Train {
+    /// Folder of the model in the Hugging Face layout (or a URL, or org/name on the hub)
+    #[arg(long)]
+    model: String,
+    /// Text to train on: plain text (a sample a line) or .jsonl
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder for the adapter
+    #[arg(long)]
+    out: PathBuf,
+    /// Optimizer updates
+    #[arg(long, default_value_t = 60)]
+    steps: u32,
+    /// Samples a step
+    #[arg(long, default_value_t = 8)]
+    batch_size: u32,
+    /// Slices of a step's batch
+    #[arg(long, default_value_t = 1)]
+    micro_batches: u16,
+    /// The longest sample in tokens; longer ones are cut
+    #[arg(long, default_value_t = 128)]
+    seq_len: u32,
+    /// Rank of the adapters
+    #[arg(long, default_value_t = 8)]
+    lora_rank: u16,
+    /// The adapter's output is scaled by alpha / rank
+    #[arg(long, default_value_t = 16.0)]
+    lora_alpha: f64,
+    /// Projections that get an adapter, of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj
+    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
+    targets: Vec<String>,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-3)]
+    lr: f64,
+    /// Course of the learning rate after warm-up
+    #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
+    lr_schedule: Schedule,
+    /// Steps over which the learning rate rises from 0
+    #[arg(long, default_value_t = 0)]
+    warmup_steps: u32,
+    /// Decoupled weight decay
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Norm to which the whole gradient is clipped; 0 is never
+    #[arg(long, default_value_t = 1.0)]
+    grad_clip: f64,
+    /// Makes the run repeatable
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Draw the samples in a new order every epoch
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
+    shuffle: bool,
+    /// End every sample with the end token
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
+    append_eos: bool,
+    /// Join samples and cut them in pieces of --seq-len instead of padding
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    packing: bool,
+    /// Compute activations again in backward instead of keeping them
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    recompute: bool,
+    /// Adapter to start from
+    #[arg(long)]
+    init_adapter: Option<PathBuf>,
+    /// File for the losses and figures of the run, as JSON
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Schedule {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+impl Train {
+    fn settings(&self) -> Settings {
+        Settings {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            micro_batches: self.micro_batches,
+            seq_len: self.seq_len,
+            lora_rank: self.lora_rank,
+            lora_alpha: self.lora_alpha,
+            targets: self.targets.clone(),
+            lr: self.lr,
+            lr_schedule: match self.lr_schedule {
+                Schedule::Constant => LrSchedule::Constant,
+                Schedule::Linear => LrSchedule::Linear,
+                Schedule::Cosine => LrSchedule::Cosine,
+            },
+            warmup_steps: self.warmup_steps,
+            weight_decay: self.weight_decay,
+            grad_clip: self.grad_clip,
+            seed: self.seed,
+            shuffle: self.shuffle,
+            append_eos: self.append_eos,
+            packing: self.packing,
+            recompute: self.recompute,
+            ..Settings::default()
+        }
+    }
+
+    pub(crate) async fn run(self) -> Result<()> {
+        let settings = self.settings();
+        settings.validate()?;
+        baton_engine::source::lora_spec(&settings)?;
+        // What cannot be written is better known before an hour of training than after.
+        std::fs::create_dir_all(&self.out)
+            .with_context(|| format!("cannot make the folder {}", self.out.display()))?;
+        let model = crate::open(&self.model).await?;
+        let name = self.data.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes =
+            std::fs::read(&self.data).with_context(|| format!("cannot read {}", self.data.display()))?;
+        let text = dataset::parse(&name, &bytes)?;
+        let encoded = model.encode(&text, &settings)?;
+        eprintln!(
+            "{} samples, {} target tokens{}",
+            encoded.examples.len(),
+            encoded.targets(),
+            match encoded.truncated_tokens {
+                0 => String::new(),
+                cut => format!("; {cut} tokens beyond --seq-len {} are cut off", settings.seq_len),
+            }
+        );
+        let states = match &self.init_adapter {
+            Some(folder) => {
+                let adapter = Adapter::read(&DirFiles::new(folder), &model.config).await;
+                let adapter =
+                    adapter.with_context(|| format!("the adapter at {} cannot be used", folder.display()))?;
+                adapter::to_states(&adapter, &settings, &model.config)?
+            }
+            None => Vec::new(),
+        };
+        let device = baton_model::cpu();
+        let texts = std::rc::Rc::default();
+        let engine = HostEngine::new(device, model.clone(), &text, settings.clone(), texts)?;
+        let blocks =
+            u16::try_from(model.config.num_hidden_layers).context("the model has too many blocks")?;
+        let config = model.config_text.clone();
+        let start = Start { settings: settings.clone(), blocks, source: ModelSource::Host, config, states };
+
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let flag = interrupted.clone();
+        ctrlc::set_handler(move || {
+            // A second Ctrl-C does not wait for the step.
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        })
+        .context("cannot listen for Ctrl-C")?;
+
+        let mut report = Report::new(&settings);
+        let began = Instant::now();
+        let progress = std::io::stderr().is_terminal();
+        let outcome = alone::train(engine, start, |step| {
+            report.step(step, began.elapsed());
+            let done = step.step.0 + 1;
+            if progress || done == 1 || done == settings.steps || done.is_multiple_of(10) {
+                let left = began.elapsed().as_secs_f64() / f64::from(done) * f64::from(settings.steps - done);
+                eprint!(
+                    "{}step {done}/{}  loss {:.4}  {:.0} tokens/s  {left:.0} s left{}",
+                    if progress { "\r\x1b[2K" } else { "" },
+                    settings.steps,
+                    step.loss,
+                    report.tokens_per_second(),
+                    if progress && done < settings.steps { "" } else { "\n" },
+                );
+                // A terminal that is gone is no reason to lose the run.
+                let _ = std::io::stderr().flush();
+            }
+            if interrupted.load(Ordering::SeqCst) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+        .await?;
+        let base = (!self.model.contains("://")).then(|| self.model.clone());
+        let adapter = adapter::from_states(outcome.states.iter(), &settings, &model.config, base)?;
+        let (config, weights) = adapter.to_files(&model.config)?;
+        for (name, bytes) in [(CONFIG_FILE, config.as_bytes()), (WEIGHTS_FILE, weights.as_slice())] {
+            let path = self.out.join(name);
+            std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        report.peak_memory_bytes = peak_memory();
+        if let Some(path) = &self.report {
+            let json = serde_json::to_string_pretty(&report)?;
+            std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        eprintln!("the adapter of step {} is in {}", outcome.steps, self.out.display());
+        if outcome.steps < settings.steps {
+            bail!("interrupted after {} of {} steps", outcome.steps, settings.steps);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! Committed states as an adapter in PEFT's format, and an adapter as states to start from.
+
+use crate::error::EngineError;
+use crate::source::lora_spec;
+use baton_formats::peft::{Adapter, AdapterConfig};
+use baton_formats::{ModelConfig, zip};
+use baton_model::BlockState;
+use baton_protocol::message::BlockBytes;
+use baton_protocol::run::Settings;
+
+/// The adapter that the states of all blocks make.
+///
+/// # Errors
+///
+/// When a block is missing, which is so before the first step.
+pub fn from_states<'a>(
+    states: impl Iterator<Item = &'a BlockBytes>,
+    settings: &Settings,
+    config: &ModelConfig,
+    base: Option<String>,
+) -> Result<Adapter, EngineError> {
+    let spec = lora_spec(settings)?;
+    let mut weights = baton_model::Pairs::new();
+    for state in states {
+        weights.extend(BlockState::from_bytes(&spec, config, &state.bytes)?.pairs());
+    }
+    if weights.is_empty() {
+        return Err(EngineError::NoStep);
+    }
+    let config = AdapterConfig {
+        r: spec.rank,
+        lora_alpha: spec.alpha,
+        target_modules: settings.targets.clone(),
+        base_model_name_or_path: base,
+    };
+    Ok(Adapter { config, weights })
+}
+
+/// States to start a run from: the adapter's numbers with moments that have seen no step.
+///
+/// # Errors
+///
+/// When its rank, alpha or targets are not those of the run.
+pub fn to_states(
+    adapter: &Adapter,
+    settings: &Settings,
+    config: &ModelConfig,
+) -> Result<Vec<BlockBytes>, EngineError> {
+    let spec = lora_spec(settings)?;
+    let differs = |what, found: String, wanted: String| {
+        if found == wanted { Ok(()) } else { Err(EngineError::OtherAdapter { what, found, wanted }) }
+    };
+    let names = |targets: &[String]| {
+        let mut targets = targets.to_vec();
+        targets.sort();
+        targets.join(", ")
+    };
+    differs("rank", adapter.config.r.to_string(), spec.rank.to_string())?;
+    differs("alpha", adapter.config.lora_alpha.to_string(), spec.alpha.to_string())?;
+    differs("targets", names(&adapter.config.target_modules), names(&settings.targets))?;
+    let states = BlockState::fresh(&spec, config, &adapter.weights)?;
+    states
+        .into_iter()
+        .map(|state| {
+            let block = u16::try_from(state.block).map_err(|_| EngineError::NotLoaded)?;
+            Ok(BlockBytes { block, bytes: state.to_bytes() })
+        })
+        .collect()
+}
+
+/// The adapter as one archive with a folder in it.
+///
+/// # Errors
+///
+/// When it is incomplete.
+pub fn to_zip(adapter: &Adapter, config: &ModelConfig) -> Result<Vec<u8>, EngineError> {
+    let (settings, weights) = adapter.to_files(config)?;
+    let files = [
+        ("adapter/adapter_config.json", settings.as_bytes()),
+        ("adapter/adapter_model.safetensors", weights.as_slice()),
+    ];
+    Ok(zip(&files)?)
+}

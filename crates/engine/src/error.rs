@@ -1,0 +1,84 @@
+//! What can go wrong in an engine, in words that a page can show.
+
+use baton_formats::{ConfigError, DatasetError, FilesError, PeftError, TokenizerError, WeightsError};
+use baton_model::ModelError;
+use baton_protocol::codec::CodecError;
+use baton_protocol::ids::Step;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A file of the model could not be read.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The model's `config.json` is not one that can be trained.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model's weights are not in order.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The model's tokenizer is not in order.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The text is not in order.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// An adapter is not in order.
+    #[error(transparent)]
+    Peft(#[from] PeftError),
+    /// The model could not compute.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A boundary that came from another device cannot be used.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A boundary of another width than the model's.
+    #[error("hidden states of shape {found:?} came, and this model's are {hidden} wide")]
+    Width {
+        /// `[batch, time, hidden]`.
+        found: [u32; 3],
+        /// The model's.
+        hidden: usize,
+    },
+    /// A setting names a projection that is none of the seven.
+    #[error(
+        "\"{0}\" is not a projection that can be adapted: take q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj"
+    )]
+    UnknownTarget(String),
+    /// A job came before the blocks were loaded.
+    #[error("the blocks are not loaded")]
+    NotLoaded,
+    /// The step's text is not there.
+    #[error("step {0} has no batch: the text was not chosen")]
+    NoText(Step),
+    /// The tokenizer gives a token that the model has no embedding for.
+    #[error("the tokenizer has {tokens} tokens and the model only {embeddings}: they do not belong together")]
+    VocabularyMismatch {
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the model's embedding.
+        embeddings: usize,
+    },
+    /// An empty prompt where no begin token is known.
+    #[error("this model has no begin token, so a text needs a beginning")]
+    NoBeginToken,
+    /// An adapter of other settings than the run's.
+    #[error("the adapter to start from has {what} {found}, and the run {wanted}")]
+    OtherAdapter {
+        /// Which setting.
+        what: &'static str,
+        /// The adapter's.
+        found: String,
+        /// The run's.
+        wanted: String,
+    },
+    /// The archive could not be made.
+    #[error(transparent)]
+    Archive(#[from] baton_formats::ArchiveError),
+    /// The run ended with a reason of its own.
+    #[error("{0}")]
+    Failed(String),
+    /// There is no complete step yet.
+    #[error("there is no adapter before the first step is complete")]
+    NoStep,
+}

@@ -1,0 +1,44 @@
+//! A text written on one device, with the keys and values of what is written kept.
+
+use crate::error::EngineError;
+use crate::source::Model;
+use crate::texts::{Text, TextRequest};
+use baton_formats::peft::Adapter;
+use baton_model::{Blocks, Device, Ends, KvCache, Lora, LoraSpec};
+
+/// Writes a text; `on_token` hears it after each token.
+///
+/// # Errors
+///
+/// When the model cannot be read, or the adapter is not one of it.
+pub async fn generate(
+    model: &Model,
+    adapter: Option<&Adapter>,
+    request: &TextRequest,
+    device: &Device,
+    mut on_token: impl FnMut(&Text),
+) -> Result<Text, EngineError> {
+    let Model { files, config, index, .. } = model;
+    let range = 0..config.num_hidden_layers;
+    let ends = Ends::load(files, index, config, device, |_| {}).await?;
+    let blocks = Blocks::load(files, index, config, range.clone(), device, |_| {}).await?;
+    let lora = match adapter {
+        Some(adapter) => {
+            let (rank, alpha) = (adapter.config.r, adapter.config.lora_alpha);
+            let spec = LoraSpec { rank, alpha, targets: adapter.config.projections()? };
+            Some(Lora::from_pairs(config, &spec, range, &adapter.weights, device)?)
+        }
+        None => None,
+    };
+    let mut text = Text::begin(model, request)?;
+    let mut cache = KvCache::new();
+    let mut read = 0;
+    while !text.is_done(model) {
+        let h = ends.embed(&[text.ids()[read..].to_vec()])?;
+        read = text.ids().len();
+        let h = blocks.forward_cached(lora.as_ref(), h, &mut cache);
+        text.push(&ends.logits_last(h).await?);
+        on_token(&text);
+    }
+    Ok(text)
+}

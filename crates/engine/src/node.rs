@@ -1,0 +1,153 @@
+//! The loop that a shell runs: a machine, its engine and its channels, fed by one queue of inputs.
+//!
+//! A shell (the page's worker, a process, a test) makes a queue, attaches the handlers of its channels to it, and runs
+//! [`run_host`] or [`run_stage`] on a single thread. Jobs run one at a time while the loop goes on taking inputs.
+
+mod files;
+mod host;
+mod stage;
+
+pub use host::{About, HostCommand, HostEvent, ModelChoice, run_host};
+pub use stage::{StageCommand, StageEvent, run_stage};
+
+use baton_protocol::PeerId;
+use baton_protocol::link::Lane;
+use baton_protocol::message::Message;
+use baton_transport::{Arrival, Channel, PortError, PortId, Ports};
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use std::time::Duration;
+
+/// What the loop needs of its environment.
+pub trait Environment: Clone + 'static {
+    /// Time since any fixed moment.
+    fn now(&self) -> Duration;
+
+    /// Lets the environment deliver what has arrived, before a job keeps the thread busy.
+    fn breathe(&self) -> impl Future<Output = ()>;
+}
+
+/// Makes a channel whose handlers report under the given number.
+pub type MakeChannel<C> = Box<dyn FnOnce(PortId) -> C>;
+
+/// What the loop is fed with. `T` are the commands of its owner.
+pub enum Input<C, T> {
+    /// A new channel.
+    Channel {
+        /// To whom.
+        peer: PeerId,
+        /// What for.
+        lane: Lane,
+        /// Attaches the handlers.
+        make: MakeChannel<C>,
+    },
+    /// A frame came.
+    Frame {
+        /// Which channel.
+        id: PortId,
+        /// The frame.
+        bytes: Vec<u8>,
+    },
+    /// A channel's own queue has become short.
+    Writable {
+        /// Which channel.
+        id: PortId,
+    },
+    /// A channel is closed.
+    Closed {
+        /// Which channel.
+        id: PortId,
+    },
+    /// A peer left the room, or cannot be reached.
+    Gone {
+        /// Who.
+        peer: PeerId,
+        /// In words.
+        reason: String,
+    },
+    /// To be given about twice a second.
+    Tick,
+    /// What the owner wants.
+    Command(T),
+    /// Blocks are being fetched: bytes of bytes.
+    Progress(u64, u64),
+    /// A question to the host about a file.
+    Ask(Message),
+}
+
+/// The queue's end for the shell.
+pub type Inputs<C, T> = UnboundedSender<Input<C, T>>;
+
+/// A queue. What its channels put in is bounded by their links' credits.
+pub fn queue<C, T>() -> (Inputs<C, T>, UnboundedReceiver<Input<C, T>>) {
+    unbounded()
+}
+
+/// What the channels brought, for the machine.
+enum News {
+    Arrived(Arrival),
+    Lost(PeerId, String),
+}
+
+/// Every channel, with the losses that sending finds out.
+struct Net<C> {
+    ports: Ports<C>,
+    lost: Vec<(PeerId, String)>,
+}
+
+impl<C: Channel> Net<C> {
+    fn new() -> Self {
+        Self { ports: Ports::default(), lost: Vec::new() }
+    }
+
+    fn send(&mut self, to: PeerId, message: &Message) {
+        if let Err((id, error)) = self.ports.send(to, message) {
+            self.fail(id, &error);
+        }
+    }
+
+    fn insert(&mut self, peer: PeerId, lane: Lane, make: MakeChannel<C>) {
+        if let Err(error) = self.ports.insert(peer, lane, make) {
+            self.lost.push((peer, error.to_string()));
+        }
+    }
+
+    fn frame(&mut self, id: PortId, bytes: &[u8]) -> Vec<News> {
+        match self.ports.receive(id, bytes) {
+            Ok(arrivals) => arrivals.into_iter().map(News::Arrived).collect(),
+            Err(error) => {
+                self.fail(id, &error);
+                Vec::new()
+            }
+        }
+    }
+
+    fn writable(&mut self, id: PortId) {
+        if let Err(error) = self.ports.pump(id) {
+            self.fail(id, &error);
+        }
+    }
+
+    fn closed(&mut self, id: PortId) {
+        if self.ports.close(id) {
+            self.ports.close_peer(id.peer);
+            self.lost.push((id.peer, "its connection closed".into()));
+        }
+    }
+
+    fn gone(&mut self, peer: PeerId, reason: String) {
+        self.ports.close_peer(peer);
+        self.lost.push((peer, reason));
+    }
+
+    fn fail(&mut self, id: PortId, error: &PortError) {
+        if self.ports.close(id) {
+            self.ports.close_peer(id.peer);
+            self.lost.push((id.peer, error.to_string()));
+        }
+    }
+
+    /// Losses that have not been told to the machine.
+    fn take_lost(&mut self) -> Vec<News> {
+        self.lost.drain(..).map(|(peer, reason)| News::Lost(peer, reason)).collect()
+    }
+}

@@ -1,0 +1,553 @@
+//! The loop of a host.
+
+use super::files::answer;
+use super::{Environment, Input, Inputs, Net, News};
+use crate::error::EngineError;
+use crate::host::HostEngine;
+use crate::source::{AnyFiles, Model};
+use crate::texts::{Text, TextRequest, Texts};
+use crate::{adapter, source};
+use baton_formats::{Dataset, dataset};
+use baton_model::Device;
+use baton_protocol::PeerId;
+use baton_protocol::coordinator::{
+    Coordinator, DeviceView, Done, Event, Output, RunPhase, Start, StepReport,
+};
+use baton_protocol::ids::Step;
+use baton_protocol::message::{Device as Introduction, FileAnswer, Message};
+use baton_protocol::run::{ModelSource, Settings};
+use baton_transport::{Arrival, Channel};
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt, select};
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The texts that are written before and after the run have numbers of their own.
+const BEFORE: u32 = u32::MAX;
+const AFTER: u32 = u32::MAX - 1;
+
+/// A model to open.
+pub struct ModelChoice {
+    /// Where the host reads it.
+    pub files: AnyFiles,
+    /// Where the stages do.
+    pub source: ModelSource,
+    /// What to call it.
+    pub name: String,
+    /// What PEFT finds it by, if it has such a name.
+    pub base: Option<String>,
+}
+
+/// What the owner of a host wants.
+pub enum HostCommand {
+    /// Opens a model.
+    SetModel(Box<ModelChoice>),
+    /// Reads a text; the name's ending tells the format.
+    SetText(String, Vec<u8>),
+    /// Starts a run.
+    Start(Box<Settings>),
+    /// Pauses after the open step.
+    Pause,
+    /// Goes on.
+    Resume,
+    /// Ends the run.
+    Stop,
+    /// Writes a text.
+    Generate(u32, TextRequest),
+    /// Gives the adapter as it is.
+    GetAdapter,
+    /// Sends a device away.
+    Remove(PeerId),
+}
+
+/// What an error concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// The chosen model.
+    Model,
+    /// The chosen text.
+    Text,
+    /// The settings.
+    Settings,
+    /// The adapter or the run.
+    Run,
+    /// A text to be written.
+    Generate,
+}
+
+/// What the owner of a host is told.
+pub enum HostEvent {
+    /// The model can be trained.
+    Model {
+        /// What to call it.
+        name: String,
+        /// The model.
+        model: Rc<Model>,
+    },
+    /// The text can be used.
+    Text {
+        /// The file's name.
+        name: String,
+        /// Samples in it.
+        samples: usize,
+        /// Records that were left out.
+        skipped: usize,
+        /// Tokens, cut to the default length of a sequence.
+        tokens: u64,
+        /// Tokens that this cuts off.
+        truncated: usize,
+        /// The first sample's beginning.
+        beginning: String,
+    },
+    /// Who is there and where the run stands.
+    Changed {
+        /// Where the run stands.
+        phase: RunPhase,
+        /// Every other device.
+        devices: Vec<DeviceView>,
+        /// The host's own blocks, and bytes fetched of bytes.
+        own: (Option<Range<u16>>, Option<(u64, u64)>),
+    },
+    /// A step is complete.
+    Committed {
+        /// Its numbers.
+        report: StepReport,
+        /// Steps in all.
+        steps: u32,
+        /// Time since the one before.
+        time: Duration,
+    },
+    /// What the model writes before or after the run.
+    Sample {
+        /// Whether it is after.
+        after: bool,
+        /// The beginning that was given.
+        prompt: String,
+        /// The text, with the beginning.
+        text: String,
+    },
+    /// More of a text.
+    Generated {
+        /// Which.
+        request: u32,
+        /// The text so far.
+        text: String,
+        /// Whether this is all.
+        done: bool,
+    },
+    /// The adapter, as a zip archive.
+    Adapter {
+        /// The archive.
+        zip: Vec<u8>,
+        /// Complete steps in it.
+        step: Step,
+    },
+    /// Every connection to a peer is to be closed.
+    Disconnect {
+        /// To whom.
+        peer: PeerId,
+    },
+    /// Something went wrong.
+    Error {
+        /// What it concerns.
+        about: About,
+        /// In words.
+        message: String,
+    },
+}
+
+struct Opened {
+    choice: (ModelSource, String, Option<String>),
+    model: Result<Rc<Model>, EngineError>,
+}
+
+enum Side {
+    Opened(Opened),
+    File { peer: PeerId, id: u32, answer: FileAnswer },
+}
+
+/// A text as it was chosen.
+struct ChosenText {
+    name: String,
+    dataset: Rc<Dataset>,
+}
+
+type Finished = (u32, HostEngine, Result<Done, EngineError>);
+
+struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
+    coordinator: Coordinator,
+    net: Net<C>,
+    device: Device,
+    environment: E,
+    inputs: Inputs<C, HostCommand>,
+    tell: F,
+    model: Option<(Rc<Model>, ModelSource, Option<String>)>,
+    text: Option<ChosenText>,
+    settings: Settings,
+    /// The engine of the run, while no job has it; counted, so that a job of an earlier run does not bring its own back.
+    engine: Option<HostEngine>,
+    engines: u32,
+    texts: Rc<RefCell<Texts>>,
+    sample_prompt: String,
+    /// The model of the run, which may no longer be the chosen one.
+    run_model: Option<(Rc<Model>, Option<String>)>,
+    since: Duration,
+    told_end: bool,
+    jobs: FuturesUnordered<LocalBoxFuture<'static, Finished>>,
+    sides: FuturesUnordered<LocalBoxFuture<'static, Side>>,
+}
+
+/// Runs a host until the queue is closed.
+pub async fn run_host<C: Channel + 'static>(
+    introduction: Introduction,
+    device: Device,
+    environment: impl Environment,
+    inputs: Inputs<C, HostCommand>,
+    mut queue: UnboundedReceiver<Input<C, HostCommand>>,
+    tell: impl FnMut(HostEvent),
+) {
+    let mut host = Host {
+        coordinator: Coordinator::new(introduction, environment.now()),
+        net: Net::new(),
+        device,
+        since: environment.now(),
+        environment,
+        inputs,
+        tell,
+        model: None,
+        text: None,
+        settings: Settings::default(),
+        engine: None,
+        engines: 0,
+        texts: Rc::default(),
+        sample_prompt: String::new(),
+        run_model: None,
+        told_end: false,
+        jobs: FuturesUnordered::new(),
+        sides: FuturesUnordered::new(),
+    };
+    host.changed();
+    loop {
+        host.drain();
+        select! {
+            input = queue.next() => match input {
+                Some(input) => host.input(input),
+                None => return,
+            },
+            finished = host.jobs.select_next_some() => host.finished(finished),
+            side = host.sides.select_next_some() => host.side(side),
+        }
+    }
+}
+
+impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
+    fn handle(&mut self, event: Event) {
+        self.coordinator.handle(event, self.environment.now());
+    }
+
+    fn error(&mut self, about: About, message: impl ToString) {
+        (self.tell)(HostEvent::Error { about, message: message.to_string() });
+    }
+
+    fn changed(&mut self) {
+        let (phase, devices, own) =
+            (self.coordinator.phase(), self.coordinator.devices(), self.coordinator.own_part());
+        (self.tell)(HostEvent::Changed { phase, devices, own });
+    }
+
+    /// Does everything that the machine wants done.
+    fn drain(&mut self) {
+        let mut changed = false;
+        loop {
+            for news in self.net.take_lost() {
+                if let News::Lost(peer, reason) = news {
+                    (self.tell)(HostEvent::Disconnect { peer });
+                    self.handle(Event::Lost { peer, reason });
+                }
+            }
+            let Some(output) = self.coordinator.poll() else { break };
+            match output {
+                Output::Send { to, message } => self.net.send(to, &message),
+                Output::Disconnect { peer } => {
+                    self.net.ports.close_peer(peer);
+                    (self.tell)(HostEvent::Disconnect { peer });
+                }
+                Output::Job(job) => self.job(job),
+                Output::Committed(report) => {
+                    let now = self.environment.now();
+                    let time = now.saturating_sub(self.since);
+                    self.since = now;
+                    (self.tell)(HostEvent::Committed { report, steps: self.settings.steps, time });
+                }
+                Output::Loaded => self.loaded(),
+                Output::Inferred { request, done } => self.inferred(request, done),
+                Output::Changed => changed = true,
+            }
+        }
+        if changed {
+            self.ended();
+            self.changed();
+        }
+    }
+
+    fn job(&mut self, job: baton_protocol::coordinator::Job) {
+        let Some(mut engine) = self.engine.take() else {
+            return self.handle(Event::JobFailed { reason: "the engine is busy".into() });
+        };
+        let (environment, inputs, number) = (self.environment.clone(), self.inputs.clone(), self.engines);
+        let run = async move {
+            environment.breathe().await;
+            let progress = |loaded, total| {
+                // The loop that reads it is the one that waits for this job.
+                let _ = inputs.unbounded_send(Input::Progress(loaded, total));
+            };
+            let done = engine.run(job, progress).await;
+            (number, engine, done)
+        };
+        self.jobs.push(run.boxed_local());
+    }
+
+    fn finished(&mut self, (number, engine, done): Finished) {
+        if number == self.engines {
+            self.engine = Some(engine);
+        }
+        self.handle(match done {
+            Ok(done) => Event::Done(done),
+            Err(error) => Event::JobFailed { reason: error.to_string() },
+        });
+    }
+
+    fn side(&mut self, side: Side) {
+        match side {
+            Side::File { peer, id, answer } => self.net.send(peer, &Message::File { id, answer }),
+            Side::Opened(Opened { choice: (source, name, base), model }) => match model {
+                Ok(model) => {
+                    self.model = Some((model.clone(), source, base));
+                    (self.tell)(HostEvent::Model { name, model });
+                    self.describe_text();
+                }
+                Err(error) => self.error(About::Model, error),
+            },
+        }
+    }
+
+    fn input(&mut self, input: Input<C, HostCommand>) {
+        match input {
+            Input::Channel { peer, lane, make } => self.net.insert(peer, lane, make),
+            Input::Frame { id, bytes } => {
+                for news in self.net.frame(id, &bytes) {
+                    match news {
+                        News::Arrived(Arrival::Linked { peer, lane }) => {
+                            self.handle(Event::Linked { peer, lane })
+                        }
+                        News::Arrived(Arrival::Message { from, message }) => self.message(from, message),
+                        News::Lost(peer, reason) => self.handle(Event::Lost { peer, reason }),
+                    }
+                }
+            }
+            Input::Writable { id } => self.net.writable(id),
+            Input::Closed { id } => self.net.closed(id),
+            Input::Gone { peer, reason } => self.net.gone(peer, reason),
+            Input::Tick => {
+                let now = self.environment.now();
+                if self.coordinator.poll_timeout() <= now {
+                    self.coordinator.handle_timeout(now);
+                }
+            }
+            Input::Progress(loaded, total) => self.handle(Event::Progress { loaded, total }),
+            Input::Ask(_) => {}
+            Input::Command(command) => self.command(command),
+        }
+    }
+
+    fn message(&mut self, from: PeerId, message: Message) {
+        let (Message::FileSize { id, .. } | Message::FileRead { id, .. }) = message else {
+            return self.handle(Event::Message { from, message });
+        };
+        let model = self.run_model.as_ref().map(|(model, _)| model.clone());
+        let side = async move {
+            let answer = match model {
+                Some(model) => answer(&model.files, &message).await,
+                None => FileAnswer::Error("the host has no model".into()),
+            };
+            Side::File { peer: from, id, answer }
+        };
+        self.sides.push(side.boxed_local());
+    }
+
+    fn command(&mut self, command: HostCommand) {
+        match command {
+            HostCommand::SetModel(choice) => {
+                let ModelChoice { files, source, name, base } = *choice;
+                let open = async move {
+                    let model = Model::open(files).await;
+                    Side::Opened(Opened { choice: (source, name, base), model })
+                };
+                self.sides.push(open.boxed_local());
+            }
+            HostCommand::SetText(name, bytes) => match dataset::parse(&name, &bytes) {
+                Ok(dataset) => {
+                    self.text = Some(ChosenText { name, dataset: Rc::new(dataset) });
+                    self.describe_text();
+                }
+                Err(error) => self.error(About::Text, error),
+            },
+            HostCommand::Start(settings) => {
+                if let Err((about, message)) = self.start(*settings) {
+                    self.error(about, message);
+                }
+            }
+            HostCommand::Pause => self.handle(Event::Pause),
+            HostCommand::Resume => {
+                self.since = self.environment.now();
+                self.handle(Event::Resume);
+            }
+            HostCommand::Stop => self.handle(Event::Stop),
+            HostCommand::Generate(request, text) => {
+                if let Err(error) = self.generate(request, &text) {
+                    self.error(About::Generate, error);
+                }
+            }
+            HostCommand::GetAdapter => match self.adapter() {
+                Ok(zip) => (self.tell)(HostEvent::Adapter { zip, step: self.coordinator.committed() }),
+                Err(error) => self.error(About::Run, error),
+            },
+            HostCommand::Remove(peer) => self.handle(Event::Remove { peer }),
+        }
+    }
+
+    /// The text can only be counted in tokens once the model is there.
+    fn describe_text(&mut self) {
+        let (Some(text), Some((model, ..))) = (&self.text, &self.model) else { return };
+        match model.encode(&text.dataset, &self.settings) {
+            Ok(encoded) => {
+                let first = text.dataset.samples.first();
+                let beginning =
+                    first.iter().flat_map(|sample| &sample.segments).map(|part| part.text.as_str());
+                let event = HostEvent::Text {
+                    name: text.name.clone(),
+                    samples: encoded.examples.len(),
+                    skipped: text.dataset.skipped + encoded.dropped,
+                    tokens: encoded.examples.iter().map(|example| example.ids.len() as u64).sum(),
+                    truncated: encoded.truncated_tokens,
+                    beginning: beginning.collect::<String>().chars().take(200).collect(),
+                };
+                (self.tell)(event);
+            }
+            Err(error) => self.error(About::Text, error),
+        }
+    }
+
+    fn start(&mut self, settings: Settings) -> Result<(), (About, String)> {
+        let said = |about: About| move |error: EngineError| (about, error.to_string());
+        settings.validate().map_err(|error| (About::Settings, error.to_string()))?;
+        source::lora_spec(&settings).map_err(said(About::Settings))?;
+        let running = matches!(
+            self.coordinator.phase(),
+            RunPhase::Loading | RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_)
+        );
+        if running {
+            return Err((About::Run, "A run is under way: stop it before you start another.".into()));
+        }
+        let (model, source, base) =
+            self.model.clone().ok_or((About::Model, "Choose a model first.".to_owned()))?;
+        let text = self.text.as_ref().ok_or((About::Text, "Choose a text first.".to_owned()))?;
+        let engine = HostEngine::new(
+            self.device.clone(),
+            model.clone(),
+            &text.dataset,
+            settings.clone(),
+            self.texts.clone(),
+        );
+        let engine = engine.map_err(said(About::Text))?;
+        let blocks = u16::try_from(model.config.num_hidden_layers)
+            .map_err(|_| (About::Model, "The model has too many blocks.".to_owned()))?;
+        // What a sample reads before it is trained is the natural beginning; otherwise the begin token is.
+        let first = text.dataset.samples.first().and_then(|sample| sample.segments.first());
+        self.sample_prompt = match first {
+            Some(segment) if !segment.train => segment.text.clone(),
+            Some(segment) if model.config.bos_token_id.is_none() => {
+                segment.text.split_whitespace().next().unwrap_or_default().into()
+            }
+            _ => String::new(),
+        };
+        self.engines += 1;
+        self.engine = Some(engine);
+        self.told_end = false;
+        let config = model.config_text.clone();
+        self.run_model = Some((model, base));
+        self.settings = settings.clone();
+        self.handle(Event::Start(Box::new(Start { settings, blocks, source, config, states: Vec::new() })));
+        Ok(())
+    }
+
+    fn generate(&mut self, request: u32, text: &TextRequest) -> Result<(), EngineError> {
+        let (model, _) = self.run_model.as_ref().ok_or(EngineError::NotLoaded)?;
+        let text = Text::begin(model, text)?;
+        self.texts.borrow_mut().insert(request, text);
+        self.handle(Event::Infer { request });
+        Ok(())
+    }
+
+    fn sample(&mut self, request: u32) -> bool {
+        let tokens = self.settings.sample_tokens;
+        let text = TextRequest { prompt: self.sample_prompt.clone(), tokens, temperature: 0.0, seed: 0 };
+        tokens > 0 && self.generate(request, &text).is_ok()
+    }
+
+    fn go(&mut self) {
+        self.since = self.environment.now();
+        self.handle(Event::Resume);
+    }
+
+    fn loaded(&mut self) {
+        if !self.sample(BEFORE) {
+            self.go();
+        }
+    }
+
+    fn ended(&mut self) {
+        let ended = matches!(self.coordinator.phase(), RunPhase::Finished | RunPhase::Stopped);
+        if ended && !self.told_end {
+            self.told_end = true;
+            if self.coordinator.committed().0 > 0 {
+                self.sample(AFTER);
+            }
+        }
+    }
+
+    fn inferred(&mut self, request: u32, done: bool) {
+        let Some((model, _)) = self.run_model.clone() else { return };
+        let text = self.texts.borrow().get(request).map(|text| text.decode(&model));
+        match text {
+            Some(Ok(text)) => match request {
+                BEFORE | AFTER if done => {
+                    let (after, prompt) = (request == AFTER, self.sample_prompt.clone());
+                    (self.tell)(HostEvent::Sample { after, prompt, text });
+                }
+                BEFORE | AFTER => {}
+                request => (self.tell)(HostEvent::Generated { request, text, done }),
+            },
+            Some(Err(error)) => self.error(About::Generate, error),
+            None => {}
+        }
+        if !done {
+            return self.handle(Event::Infer { request });
+        }
+        self.texts.borrow_mut().remove(request);
+        if request == BEFORE && self.coordinator.phase() == RunPhase::Loaded {
+            self.go();
+        }
+    }
+
+    fn adapter(&self) -> Result<Vec<u8>, EngineError> {
+        let (model, base) = self.run_model.as_ref().ok_or(EngineError::NoStep)?;
+        let states = self.coordinator.states();
+        let adapter = adapter::from_states(states, &self.settings, &model.config, base.clone())?;
+        adapter::to_zip(&adapter, &model.config)
+    }
+}

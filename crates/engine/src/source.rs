@@ -1,0 +1,130 @@
+//! A model opened from wherever its files are, and a text encoded for it.
+
+use crate::error::EngineError;
+#[cfg(target_arch = "wasm32")]
+use baton_formats::BlobFiles;
+#[cfg(not(target_arch = "wasm32"))]
+use baton_formats::DirFiles;
+use baton_formats::{
+    Dataset, Encoded, Encoding, Files, FilesError, MemoryFiles, ModelConfig, Projection, TensorIndex,
+    Tokenizer, UrlFiles, dataset, read_all,
+};
+use baton_model::{AdamW, LoraSpec};
+use baton_protocol::run::Settings;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// A model's configuration.
+pub const CONFIG_FILE: &str = "config.json";
+/// A model's weights.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+/// A model's tokenizer.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
+const CONFIG_LIMIT: u64 = 1 << 20;
+const TOKENIZER_LIMIT: u64 = 64 << 20;
+
+/// Files from any of the places that a host can have them.
+pub enum AnyFiles {
+    /// A folder on this machine.
+    #[cfg(not(target_arch = "wasm32"))]
+    Dir(DirFiles),
+    /// Files that a person chose on the page.
+    #[cfg(target_arch = "wasm32")]
+    Blob(BlobFiles),
+    /// A hub, or any server with byte ranges.
+    Url(UrlFiles),
+    /// Bytes.
+    Memory(MemoryFiles),
+}
+
+impl Files for AnyFiles {
+    async fn size(&self, name: &str) -> Result<u64, FilesError> {
+        match self {
+            #[cfg(not(target_arch = "wasm32"))]
+            Self::Dir(files) => files.size(name).await,
+            #[cfg(target_arch = "wasm32")]
+            Self::Blob(files) => files.size(name).await,
+            Self::Url(files) => files.size(name).await,
+            Self::Memory(files) => files.size(name).await,
+        }
+    }
+
+    async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
+        match self {
+            #[cfg(not(target_arch = "wasm32"))]
+            Self::Dir(files) => files.read(name, range).await,
+            #[cfg(target_arch = "wasm32")]
+            Self::Blob(files) => files.read(name, range).await,
+            Self::Url(files) => files.read(name, range).await,
+            Self::Memory(files) => files.read(name, range).await,
+        }
+    }
+}
+
+/// A model whose small files are read and checked; its weights are read when they are needed.
+pub struct Model {
+    /// Where its files are.
+    pub files: AnyFiles,
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// Its configuration as text, for the stages.
+    pub config_text: String,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Where its tensors are.
+    pub index: TensorIndex,
+}
+
+impl Model {
+    /// Reads configuration, tokenizer and header.
+    ///
+    /// # Errors
+    ///
+    /// In words, when a file is missing, broken, or of a model that cannot be trained.
+    pub async fn open(files: AnyFiles) -> Result<Rc<Self>, EngineError> {
+        let config_bytes = read_all(&files, CONFIG_FILE, CONFIG_LIMIT).await?;
+        let config = ModelConfig::parse(&config_bytes)?;
+        let tokenizer = Tokenizer::from_bytes(&read_all(&files, TOKENIZER_FILE, TOKENIZER_LIMIT).await?)?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(EngineError::VocabularyMismatch {
+                tokens: tokenizer.vocab_size(),
+                embeddings: config.vocab_size,
+            });
+        }
+        let index = TensorIndex::open(&files, WEIGHTS_FILE).await?;
+        let config_text = String::from_utf8_lossy(&config_bytes).into_owned();
+        Ok(Rc::new(Self { files, config, config_text, tokenizer, index }))
+    }
+
+    /// Encodes a text as the settings say.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing in it to learn.
+    pub fn encode(&self, dataset: &Dataset, settings: &Settings) -> Result<Encoded, EngineError> {
+        let append_eos = self.config.eos_token_ids.first().copied().filter(|_| settings.append_eos);
+        let seq_len = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
+        let encoding = Encoding { seq_len, append_eos, packing: settings.packing };
+        let encoded = dataset::encode(dataset, &self.tokenizer, &encoding)?;
+        encoded.check_vocab(self.config.vocab_size)?;
+        Ok(encoded)
+    }
+}
+
+/// The adapters that the settings ask for.
+///
+/// # Errors
+///
+/// When they name a projection that is none.
+pub fn lora_spec(settings: &Settings) -> Result<LoraSpec, EngineError> {
+    let known =
+        |name: &String| Projection::from_name(name).ok_or_else(|| EngineError::UnknownTarget(name.clone()));
+    let targets = settings.targets.iter().map(known).collect::<Result<_, _>>()?;
+    Ok(LoraSpec { rank: settings.lora_rank.into(), alpha: settings.lora_alpha, targets })
+}
+
+/// PyTorch's AdamW with the settings' weight decay.
+pub fn adamw(settings: &Settings) -> AdamW {
+    AdamW { weight_decay: settings.weight_decay, ..AdamW::default() }
+}

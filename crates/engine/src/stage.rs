@@ -1,0 +1,242 @@
+//! The engine behind a stage's jobs: its blocks, their adapters, forward, backward and the optimizer.
+
+use crate::error::EngineError;
+use crate::source::{WEIGHTS_FILE, adamw, lora_spec};
+use baton_formats::{Files, ModelConfig, TensorIndex, block_tensors};
+use baton_model::{BlockState, Blocks, Device, Lora, Tensor, Trainer, boundary_to_f32, f32_to_boundary};
+use baton_protocol::codec::{Boundary, Precision};
+use baton_protocol::message::{Assign, BlockBytes};
+use baton_protocol::run::Settings;
+use baton_protocol::stage::{Done, Job};
+use std::ops::Range;
+
+/// A slice of blocks in training, with what it takes to speak of them in the protocol's terms.
+pub struct Part {
+    config: ModelConfig,
+    trainer: Trainer,
+    device: Device,
+}
+
+impl Part {
+    /// Reads the blocks of `range` and gives them the adapters of `states`, or fresh ones from the seed.
+    ///
+    /// # Errors
+    ///
+    /// When the weights cannot be read, or the states are not of these blocks.
+    pub async fn load(
+        files: &impl Files,
+        index: &TensorIndex,
+        config: &ModelConfig,
+        range: Range<u16>,
+        settings: &Settings,
+        states: &[BlockBytes],
+        device: &Device,
+        on_bytes: impl FnMut(u64),
+    ) -> Result<Self, EngineError> {
+        let range = usize::from(range.start)..usize::from(range.end);
+        let blocks = Blocks::load(files, index, config, range.clone(), device, on_bytes).await?;
+        Self::with_adapters(blocks, config, settings, states, device)
+    }
+
+    fn with_adapters(
+        blocks: Blocks,
+        config: &ModelConfig,
+        settings: &Settings,
+        states: &[BlockBytes],
+        device: &Device,
+    ) -> Result<Self, EngineError> {
+        let spec = lora_spec(settings)?;
+        let lora = Lora::init(config, &spec, blocks.range(), settings.seed, device)?;
+        let mut trainer = Trainer::new(blocks, lora, adamw(settings), settings.recompute);
+        if !states.is_empty() {
+            let states = states.iter().map(|state| BlockState::from_bytes(&spec, config, &state.bytes));
+            trainer.restore(&states.collect::<Result<Vec<_>, _>>()?)?;
+        }
+        Ok(Self { config: config.clone(), trainer, device: device.clone() })
+    }
+
+    /// Bytes of the blocks of `range` in the file.
+    pub fn bytes(index: &TensorIndex, config: &ModelConfig, range: Range<u16>) -> u64 {
+        let names = range.flat_map(|block| block_tensors(config, block.into()));
+        names.filter_map(|(name, _)| index.get(&name)).map(|entry| entry.range.end - entry.range.start).sum()
+    }
+
+    /// The training pass of a micro-batch. h: `[batch, time, hidden]`
+    pub fn forward(&mut self, micro_batch: u16, h: Tensor<3>) -> Tensor<3> {
+        self.trainer.forward(micro_batch.into(), h)
+    }
+
+    /// The pass without training. h: `[batch, time, hidden]`
+    pub fn infer(&self, h: Tensor<3>) -> Tensor<3> {
+        self.trainer.infer(h)
+    }
+
+    /// The backward pass of a micro-batch; its gradients are added up.
+    ///
+    /// # Errors
+    ///
+    /// When its forward pass was never run, or the gradient is of another shape.
+    pub fn backward(
+        &mut self,
+        micro_batch: u16,
+        grad: Tensor<3>,
+        want: bool,
+    ) -> Result<Option<Tensor<3>>, EngineError> {
+        Ok(self.trainer.backward(micro_batch.into(), grad, want)?)
+    }
+
+    /// The sum of squares of the gradients.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub async fn grad_sum_of_squares(&self) -> Result<f64, EngineError> {
+        Ok(self.trainer.grad_sum_of_squares().await?)
+    }
+
+    /// The optimizer update; gives adapters and moments as they are then.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub async fn apply(&mut self, lr: f64, scale: f64) -> Result<Vec<BlockBytes>, EngineError> {
+        self.trainer.apply(lr, scale);
+        let block = |state: BlockState| {
+            let block = u16::try_from(state.block).expect("the protocol numbers blocks with 16 bits");
+            BlockBytes { block, bytes: state.to_bytes() }
+        };
+        Ok(self.trainer.state().await?.into_iter().map(block).collect())
+    }
+
+    /// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not as wide as the model, or holds numbers that are none.
+    pub fn receive(&self, boundary: &Boundary) -> Result<Tensor<3>, EngineError> {
+        receive(boundary, &self.config, &self.device)
+    }
+}
+
+/// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`.
+///
+/// # Errors
+///
+/// When it is not as wide as the model, or holds numbers that are none.
+pub fn receive(boundary: &Boundary, config: &ModelConfig, device: &Device) -> Result<Tensor<3>, EngineError> {
+    let found = boundary.shape();
+    let shape = found.map(|dim| usize::try_from(dim).unwrap_or(usize::MAX));
+    if shape[2] != config.hidden_size || shape[0] == 0 || shape[1] == 0 {
+        return Err(EngineError::Width { found, hidden: config.hidden_size });
+    }
+    Ok(f32_to_boundary(boundary.decode()?, shape, device))
+}
+
+/// A boundary for another device. tensor: `[batch, time, hidden]`
+///
+/// # Errors
+///
+/// When the device fails, or the numbers are none.
+pub async fn send(tensor: Tensor<3>, precision: Precision) -> Result<Boundary, EngineError> {
+    let (values, shape) = boundary_to_f32(tensor).await?;
+    let shape = shape.map(|dim| u32::try_from(dim).unwrap_or(u32::MAX));
+    Ok(Boundary::encode(&values, shape, precision)?)
+}
+
+/// The engine of a stage. `F` opens the model's files at the place that an assignment names.
+pub struct StageEngine {
+    device: Device,
+    loaded: Option<Loaded>,
+}
+
+struct Loaded {
+    assign: Assign,
+    part: Part,
+}
+
+impl StageEngine {
+    /// An engine without blocks.
+    pub fn new(device: Device) -> Self {
+        Self { device, loaded: None }
+    }
+
+    /// Runs a job. `files` are those that the assignment names; `on_progress` hears bytes of bytes while blocks load.
+    ///
+    /// # Errors
+    ///
+    /// In words, when it cannot.
+    pub async fn run(
+        &mut self,
+        job: Job,
+        files: Option<&impl Files>,
+        on_progress: impl FnMut(u64, u64),
+    ) -> Result<Done, EngineError> {
+        match job {
+            Job::Load(assign) => {
+                let files = files.ok_or(EngineError::NotLoaded)?;
+                self.load(*assign, files, on_progress).await?;
+                Ok(Done::Load)
+            }
+            Job::Forward { micro_batch, tensor } => {
+                let Loaded { assign, part } = self.loaded()?;
+                let h = part.receive(&tensor)?;
+                let h = part.forward(micro_batch.0, h);
+                Ok(Done::Forward(send(h, assign.settings.boundary).await?))
+            }
+            Job::Backward { micro_batch, tensor, want_input_grad } => {
+                let Loaded { assign, part } = self.loaded()?;
+                let grad = part.receive(&tensor)?;
+                Ok(Done::Backward(match part.backward(micro_batch.0, grad, want_input_grad)? {
+                    Some(grad) => Some(send(grad, assign.settings.boundary).await?),
+                    None => None,
+                }))
+            }
+            Job::GradNorm => Ok(Done::GradNorm(self.loaded()?.part.grad_sum_of_squares().await?)),
+            Job::Apply { lr, scale } => Ok(Done::Apply(self.loaded()?.part.apply(lr, scale).await?)),
+            Job::Infer { tensor, .. } => {
+                let part = &self.loaded()?.part;
+                let h = part.infer(part.receive(&tensor)?);
+                Ok(Done::Infer(send(h, Precision::F32).await?))
+            }
+        }
+    }
+
+    fn loaded(&mut self) -> Result<&mut Loaded, EngineError> {
+        self.loaded.as_mut().ok_or(EngineError::NotLoaded)
+    }
+
+    async fn load(
+        &mut self,
+        assign: Assign,
+        files: &impl Files,
+        mut on_progress: impl FnMut(u64, u64),
+    ) -> Result<(), EngineError> {
+        let device = self.device.clone();
+        let config = ModelConfig::parse(assign.config.as_bytes())?;
+        let (settings, states) = (&assign.settings, &assign.states);
+        // A new plan often leaves a device its blocks: then only the adapters change.
+        let kept = self.loaded.take().filter(|old| {
+            old.assign.blocks == assign.blocks
+                && old.assign.source == assign.source
+                && old.assign.config == assign.config
+        });
+        let part = match kept {
+            Some(old) => {
+                Part::with_adapters(old.part.trainer.into_blocks(), &config, settings, states, &device)?
+            }
+            None => {
+                let index = TensorIndex::open(files, WEIGHTS_FILE).await?;
+                let total = Part::bytes(&index, &config, assign.blocks.clone());
+                let mut loaded = 0;
+                let on_bytes = |bytes| {
+                    loaded += bytes;
+                    on_progress(loaded, total);
+                };
+                let blocks = assign.blocks.clone();
+                Part::load(files, &index, &config, blocks, settings, states, &device, on_bytes).await?
+            }
+        };
+        self.loaded = Some(Loaded { assign, part });
+        Ok(())
+    }
+}

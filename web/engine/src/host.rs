@@ -1,0 +1,213 @@
+//! A worker that is a host: the page's words as commands, the node's events as words for the page.
+
+use crate::channel::RtcChannel;
+use crate::{WorkerEnvironment, feed, post};
+use baton_engine::node::{self, About, HostCommand, HostEvent, Input, Inputs};
+use baton_engine::source::AnyFiles;
+use baton_engine::texts::TextRequest;
+use baton_formats::{BlobFiles, UrlFiles};
+use baton_model::Device;
+use baton_protocol::coordinator::{DeviceView, RunPhase};
+use baton_protocol::message::Device as Introduction;
+use baton_protocol::run::ModelSource;
+use baton_web_api as api;
+use baton_web_api::{DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker};
+use js_sys::{Array, Uint8Array};
+use std::ops::Range;
+use wasm_bindgen::{JsCast, JsValue};
+use web_sys::File;
+
+/// Starts the host's loop.
+pub(crate) fn start(name: String, backend: &str, device: Device) -> Inputs<RtcChannel, HostCommand> {
+    let (inputs, queue) = node::queue();
+    let introduction = Introduction { name, backend: backend.into() };
+    let own = introduction.clone();
+    let tell = move |event| tell(&own, event);
+    let run = node::run_host(introduction, device, WorkerEnvironment, inputs.clone(), queue, tell);
+    wasm_bindgen_futures::spawn_local(run);
+    inputs
+}
+
+/// Takes a message of the page; `beside` gives what rides with it.
+pub(crate) fn command(
+    inputs: &Inputs<RtcChannel, HostCommand>,
+    message: ToWorker,
+    beside: &dyn Fn(&str) -> Result<JsValue, JsValue>,
+) -> Result<(), JsValue> {
+    let command = match message {
+        ToWorker::SetModel { model } => match choice(model, beside) {
+            Ok(choice) => HostCommand::SetModel(Box::new(choice)),
+            Err(message) => {
+                post(&FromWorker::Error { about: ErrorAbout::Model, message }, None);
+                return Ok(());
+            }
+        },
+        ToWorker::SetText { name } => HostCommand::SetText(name, Uint8Array::new(&beside("bytes")?).to_vec()),
+        ToWorker::Start { settings } => HostCommand::Start(Box::new(settings)),
+        ToWorker::Pause => HostCommand::Pause,
+        ToWorker::Resume => HostCommand::Resume,
+        ToWorker::Stop => HostCommand::Stop,
+        ToWorker::Generate { request, prompt, tokens, temperature } => {
+            let seed = request.into();
+            HostCommand::Generate(request, TextRequest { prompt, tokens, temperature, seed })
+        }
+        ToWorker::GetAdapter => HostCommand::GetAdapter,
+        ToWorker::Remove { peer } => HostCommand::Remove(peer),
+        ToWorker::Host { .. }
+        | ToWorker::Join { .. }
+        | ToWorker::Channel { .. }
+        | ToWorker::PeerGone { .. } => {
+            return Ok(());
+        }
+    };
+    feed(inputs, Input::Command(command));
+    Ok(())
+}
+
+fn choice(
+    model: ModelChoice,
+    beside: &dyn Fn(&str) -> Result<JsValue, JsValue>,
+) -> Result<node::ModelChoice, String> {
+    match model {
+        ModelChoice::Default { url } => {
+            let files = AnyFiles::Url(UrlFiles::new(&url).map_err(|error| error.to_string())?);
+            let name = "Baton's own story model".to_owned();
+            Ok(node::ModelChoice { files, source: ModelSource::Embedded, name, base: None })
+        }
+        ModelChoice::Url { url } => {
+            let files = UrlFiles::new(&url).map_err(|error| error.to_string())?;
+            let base = files.base().to_owned();
+            // PEFT looks a model up by its name on the hub.
+            let name = base
+                .strip_prefix("https://huggingface.co/")
+                .and_then(|path| path.split_once("/resolve/"))
+                .map(|(name, _)| name.to_owned());
+            Ok(node::ModelChoice {
+                files: AnyFiles::Url(files),
+                source: ModelSource::Url(base),
+                name: name.clone().unwrap_or(url),
+                base: name,
+            })
+        }
+        ModelChoice::Folder => {
+            let files = beside("files").map_err(|_| "no files came with the message".to_owned())?;
+            let files: Vec<File> =
+                Array::from(&files).iter().filter_map(|file| file.dyn_into().ok()).collect();
+            let files = files.into_iter().map(|file| (file.name(), file)).collect();
+            let name = "Local folder".to_owned();
+            Ok(node::ModelChoice {
+                files: AnyFiles::Blob(BlobFiles::new(files)),
+                source: ModelSource::Host,
+                name,
+                base: None,
+            })
+        }
+    }
+}
+
+fn tell(own: &Introduction, event: HostEvent) {
+    match event {
+        HostEvent::Model { name, model } => {
+            let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+            let config = &model.config;
+            let model = api::ModelInfo {
+                name,
+                parameters: config.parameters(),
+                blocks: count(config.num_hidden_layers),
+                hidden: count(config.hidden_size),
+                vocabulary: count(config.vocab_size),
+                context: count(config.max_position_embeddings),
+            };
+            post(&FromWorker::Model { model }, None);
+        }
+        HostEvent::Text { name, samples, skipped, tokens, truncated, beginning } => {
+            let remarks = [
+                (skipped > 0).then(|| format!("{skipped} empty or unusable records were left out")),
+                (truncated > 0).then(|| format!("{truncated} tokens beyond the sequence length are cut off")),
+            ];
+            let remarks: Vec<String> = remarks.into_iter().flatten().collect();
+            let text = api::TextInfo {
+                name,
+                samples: u32::try_from(samples).unwrap_or(u32::MAX),
+                tokens,
+                beginning,
+                remark: (!remarks.is_empty()).then(|| format!("{}.", remarks.join("; "))),
+            };
+            post(&FromWorker::Text { text }, None);
+        }
+        HostEvent::Changed { phase, devices, own: part } => {
+            let training = phase == RunPhase::Running;
+            let idle = if training { DeviceState::Training } else { DeviceState::Idle };
+            let pair = |blocks: Range<u16>| (blocks.start, blocks.end);
+            let state = |loading: Option<(u64, u64)>, working: bool| match loading {
+                Some((loaded, total)) => DeviceState::Loading { loaded, total },
+                None if working => idle.clone(),
+                None => DeviceState::Waiting,
+            };
+            let (blocks, loading) = part;
+            let in_run = phase != RunPhase::Lobby;
+            let me = DeviceInfo {
+                peer: None,
+                name: own.name.clone(),
+                backend: own.backend.clone(),
+                blocks: blocks.map(pair),
+                state: state(loading.filter(|_| in_run), in_run),
+            };
+            let row = |DeviceView { peer, device, blocks, loading }: DeviceView| {
+                let state = match &device {
+                    None => DeviceState::Connecting,
+                    Some(_) => state(loading, blocks.is_some()),
+                };
+                let (name, backend) = device.map_or_else(
+                    || (format!("Device {peer}"), String::new()),
+                    |device| (device.name, device.backend),
+                );
+                DeviceInfo { peer: Some(peer), name, backend, blocks: blocks.map(pair), state }
+            };
+            let devices = std::iter::once(me).chain(devices.into_iter().map(row)).collect();
+            post(&FromWorker::Devices { devices }, None);
+            let phase = match phase {
+                RunPhase::Lobby => api::RunPhase::Lobby,
+                RunPhase::Loading => api::RunPhase::Loading,
+                RunPhase::Loaded => api::RunPhase::Sampling,
+                RunPhase::Running => api::RunPhase::Running,
+                RunPhase::Paused(reason) => api::RunPhase::Paused { reason },
+                RunPhase::Finished => api::RunPhase::Finished,
+                RunPhase::Stopped => api::RunPhase::Stopped,
+                RunPhase::Failed(reason) => api::RunPhase::Failed { reason },
+            };
+            post(&FromWorker::Phase { phase }, None);
+        }
+        HostEvent::Committed { report, steps, time } => {
+            let report = api::StepReport {
+                step: report.step,
+                steps,
+                loss: report.loss,
+                lr: report.lr,
+                grad_norm: report.grad_norm,
+                tokens: report.tokens,
+                seconds: time.as_secs_f64(),
+            };
+            post(&FromWorker::Step { report }, None);
+        }
+        HostEvent::Sample { after, prompt, text } => post(&FromWorker::Sample { after, prompt, text }, None),
+        HostEvent::Generated { request, text, done } => {
+            post(&FromWorker::Generated { request, text, done }, None)
+        }
+        HostEvent::Adapter { zip, step } => {
+            let name = format!("baton-adapter-step-{step}.zip");
+            post(&FromWorker::Adapter { name, step }, Some(&zip));
+        }
+        HostEvent::Disconnect { peer } => post(&FromWorker::Disconnect { peer }, None),
+        HostEvent::Error { about, message } => {
+            let about = match about {
+                About::Model => ErrorAbout::Model,
+                About::Text => ErrorAbout::Text,
+                About::Settings => ErrorAbout::Settings,
+                About::Run => ErrorAbout::Run,
+                About::Generate => ErrorAbout::Generate,
+            };
+            post(&FromWorker::Error { about, message }, None);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! A worker that is a stage.
+
+use crate::channel::RtcChannel;
+use crate::{WorkerEnvironment, post, scope};
+use baton_engine::node::{self, Inputs, StageCommand, StageEvent};
+use baton_model::Device;
+use baton_protocol::PeerId;
+use baton_protocol::message::Device as Introduction;
+use baton_protocol::stage::View;
+use baton_web_api::{DeviceState, FromWorker, StageInfo};
+
+/// Starts the stage's loop.
+pub(crate) fn start(
+    name: String,
+    backend: &str,
+    host: PeerId,
+    device: Device,
+) -> Inputs<RtcChannel, StageCommand> {
+    let (inputs, queue) = node::queue();
+    let introduction = Introduction { name, backend: backend.into() };
+    // The worker's script is at static/worker.js, the model beside it.
+    let own = scope().location().href();
+    let base = own.rsplit_once("worker.js").map_or(own.as_str(), |(base, _)| base);
+    let embedded = format!("{base}model/");
+    let run =
+        node::run_stage(host, introduction, device, embedded, WorkerEnvironment, inputs.clone(), queue, tell);
+    wasm_bindgen_futures::spawn_local(run);
+    inputs
+}
+
+fn tell(event: StageEvent) {
+    match event {
+        StageEvent::Connect { peer } => post(&FromWorker::Connect { peer }, None),
+        StageEvent::Changed { view, blocks, place, steps_done } => {
+            let ended = match &view {
+                View::Ended(reason) => Some(reason.clone()),
+                _ => None,
+            };
+            let state = match view {
+                View::Greeting => DeviceState::Connecting,
+                View::Waiting | View::Ended(_) => DeviceState::Waiting,
+                View::Loading(loaded, total) => DeviceState::Loading { loaded, total },
+                View::Training => DeviceState::Training,
+                View::Idle(_) => DeviceState::Idle,
+            };
+            let blocks = blocks.map(|blocks| (blocks.start, blocks.end));
+            let view = StageInfo { blocks, place, state, steps_done, ended };
+            post(&FromWorker::Stage { view }, None);
+        }
+    }
+}
