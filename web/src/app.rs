@@ -23,7 +23,7 @@ impl Route {
 }
 
 /// Puts the page in place of the words in index.html, unless they say that this browser cannot run it.
-pub fn mount() {
+pub(crate) fn mount() {
     if js_sys::Reflect::get(&window(), &"batonUnsupported".into()).is_ok_and(|flag| flag.is_truthy()) {
         return;
     }
@@ -44,7 +44,7 @@ fn App() -> impl IntoView {
             {move || match route.get() {
                 Route::Host => host::Host().into_any(),
                 Route::Join(Ok(secret)) => view! { <join::Join secret=secret /> }.into_any(),
-                Route::Join(Err(error)) => view! { <join::BadLink error=error /> }.into_any(),
+                Route::Join(Err(error)) => view! { <join::BadLink error=format!("{error}.").replacen("this", "This", 1) /> }.into_any(),
             }}
         </div>
     }
@@ -52,7 +52,7 @@ fn App() -> impl IntoView {
 
 /// The name of the thing, and what it is.
 #[component]
-pub fn Masthead(children: Children) -> impl IntoView {
+pub(crate) fn Masthead(children: Children) -> impl IntoView {
     view! {
         <header class="masthead">
             <a class="brand" href="#/" aria-label="Baton, start page">
@@ -69,7 +69,7 @@ pub fn Masthead(children: Children) -> impl IntoView {
 
 /// An error in words that stays until it is dismissed or no longer true.
 #[component]
-pub fn Alert(id: &'static str, #[prop(into)] error: RwSignal<Option<String>>) -> impl IntoView {
+pub(crate) fn Alert(id: &'static str, #[prop(into)] error: RwSignal<Option<String>>) -> impl IntoView {
     view! {
         <div id=id class="alert" role="alert" hidden=move || error.with(Option::is_none)>
             <p>{move || error.get()}</p>
@@ -82,7 +82,7 @@ pub fn Alert(id: &'static str, #[prop(into)] error: RwSignal<Option<String>>) ->
 
 /// One line for a page that is not a secure context.
 #[component]
-pub fn InsecureNote() -> impl IntoView {
+pub(crate) fn InsecureNote() -> impl IntoView {
     view! {
         <p class="note" hidden=browser::is_secure()>
             "This page came over plain http, so the browser keeps WebGPU and the screen lock from it: this device computes on its CPU. Open the https address for full speed."

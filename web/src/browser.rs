@@ -16,59 +16,59 @@ use wasm_bindgen_futures::{JsFuture, spawn_local};
 const ROOM_KEY: &str = "baton.room";
 
 /// Reads what [`store`] wrote; whatever is unreadable counts as nothing.
-pub fn stored<T: DeserializeOwned>(key: &str) -> Option<T> {
+pub(crate) fn stored<T: DeserializeOwned>(key: &str) -> Option<T> {
     LocalStorage::get(key).ok()
 }
 
 /// Keeps a value for the next visit, where the browser allows it.
-pub fn store<T: Serialize>(key: &str, value: &T) {
+pub(crate) fn store<T: Serialize>(key: &str, value: &T) {
     LocalStorage::set(key, value).ok();
 }
 
 /// The part of the address after `#`.
-pub fn fragment() -> String {
+pub(crate) fn fragment() -> String {
     window().location().hash().unwrap_or_default()
 }
 
 /// A parameter of the address.
-pub fn query(name: &str) -> Option<String> {
+pub(crate) fn query(name: &str) -> Option<String> {
     let search = window().location().search().ok()?;
     web_sys::UrlSearchParams::new_with_str(&search).ok()?.get(name)
 }
 
 /// A file of the page, as an absolute address.
-pub fn asset(path: &str) -> String {
+pub(crate) fn asset(path: &str) -> String {
     let base = document().base_uri().ok().flatten().unwrap_or_default();
     web_sys::Url::new_with_base(path, &base).map_or_else(|_| path.to_owned(), |url| url.href())
 }
 
 /// The signaling server of this page.
-pub fn server_url() -> String {
+pub(crate) fn server_url() -> String {
     let location = window().location();
     let scheme = if location.protocol().is_ok_and(|p| p == "https:") { "wss" } else { "ws" };
     format!("{scheme}://{}/ws", location.host().unwrap_or_default())
 }
 
 /// The link that joins a room.
-pub fn join_link(secret: &RoomSecret) -> String {
+pub(crate) fn join_link(secret: &RoomSecret) -> String {
     let location = window().location();
     let (origin, path) = (location.origin().unwrap_or_default(), location.pathname().unwrap_or_default());
     format!("{origin}{path}#/join/{}", secret.to_code())
 }
 
 /// Whether other devices cannot open this page's address.
-pub fn only_reachable_here() -> bool {
+pub(crate) fn only_reachable_here() -> bool {
     let host = window().location().hostname().unwrap_or_default();
     matches!(host.as_str(), "localhost" | "127.0.0.1" | "[::1]")
 }
 
 /// WebGPU, wake lock and the clipboard exist in secure contexts only.
-pub fn is_secure() -> bool {
+pub(crate) fn is_secure() -> bool {
     window().is_secure_context()
 }
 
 /// This room's secret: kept while the tab lives, so that a reload keeps the link.
-pub fn room_secret(renew: bool) -> Option<RoomSecret> {
+pub(crate) fn room_secret(renew: bool) -> Option<RoomSecret> {
     let kept = SessionStorage::get::<String>(ROOM_KEY).ok();
     if let (false, Some(secret)) = (renew, kept.and_then(|code| RoomSecret::from_code(&code).ok())) {
         return Some(secret);
@@ -81,7 +81,7 @@ pub fn room_secret(renew: bool) -> Option<RoomSecret> {
 }
 
 /// What this device is called: as its owner said, or by its platform.
-pub fn device_name() -> String {
+pub(crate) fn device_name() -> String {
     let kept: Option<String> = stored("baton.name");
     kept.filter(|name| !name.trim().is_empty()).unwrap_or_else(|| {
         crate::format::device_name(&window().navigator().user_agent().unwrap_or_default()).to_owned()
@@ -89,7 +89,7 @@ pub fn device_name() -> String {
 }
 
 /// Whether WebGPU has an adapter that is more than an emulation on the CPU.
-pub async fn has_webgpu() -> bool {
+pub(crate) async fn has_webgpu() -> bool {
     async fn adapter() -> Option<JsValue> {
         let gpu = Reflect::get(&window().navigator(), &"gpu".into()).ok().filter(JsValue::is_object)?;
         let request: Function = Reflect::get(&gpu, &"requestAdapter".into()).ok()?.dyn_into().ok()?;
@@ -105,7 +105,7 @@ pub async fn has_webgpu() -> bool {
 }
 
 /// The bytes of a file of the page.
-pub async fn fetch_bytes(url: &str) -> Result<Vec<u8>, String> {
+pub(crate) async fn fetch_bytes(url: &str) -> Result<Vec<u8>, String> {
     let response = gloo::net::http::Request::get(url).send().await.map_err(|error| error.to_string())?;
     if !response.ok() {
         return Err(format!("the server says {} {}", response.status(), response.status_text()));
@@ -114,12 +114,12 @@ pub async fn fetch_bytes(url: &str) -> Result<Vec<u8>, String> {
 }
 
 /// Copies a text; false where the browser does not allow it.
-pub async fn copy(text: &str) -> bool {
+pub(crate) async fn copy(text: &str) -> bool {
     is_secure() && JsFuture::from(window().navigator().clipboard().write_text(text)).await.is_ok()
 }
 
 /// Offers bytes as a download; the object URL lives a minute.
-pub fn download(name: &str, bytes: &ArrayBuffer) -> Result<(), JsValue> {
+pub(crate) fn download(name: &str, bytes: &ArrayBuffer) -> Result<(), JsValue> {
     let options = web_sys::BlobPropertyBag::new();
     options.set_type("application/zip");
     let blob = web_sys::Blob::new_with_buffer_source_sequence_and_options(&Array::of1(bytes), &options)?;
@@ -136,14 +136,14 @@ pub fn download(name: &str, bytes: &ArrayBuffer) -> Result<(), JsValue> {
 }
 
 /// Keeps the screen on while it lives; the browser lets go when the page is hidden, and is asked again after.
-pub struct WakeLock {
+pub(crate) struct WakeLock {
     lock: Rc<RefCell<Option<JsValue>>>,
     _listener: EventListener,
 }
 
 impl WakeLock {
     /// Asks for it; where there is none, nothing happens.
-    pub fn hold() -> Self {
+    pub(crate) fn hold() -> Self {
         let lock = Rc::new(RefCell::new(None));
         ask_for_wake_lock(&lock);
         let again = Rc::clone(&lock);

@@ -48,17 +48,18 @@ fn thin(reports: &[StepReport]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// The same points, each with its past.
+/// Each point averaged with as many before it as after it, so that the curve does not lag.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let mut mean = None;
-    points
-        .iter()
-        .map(|&(step, loss)| {
-            let now = mean.map_or(loss, |mean: f64| mean + 0.22 * (loss - mean));
-            mean = Some(now);
-            (step, now)
-        })
-        .collect()
+    let reach = (points.len() / 16).clamp(1, 20);
+    let averaged = points.iter().enumerate().map(|(i, &(step, loss))| {
+        let reach = reach.min(i).min(points.len() - 1 - i);
+        let near = points.get(i - reach..=i + reach).unwrap_or_default();
+        #[allow(clippy::cast_precision_loss)] // at most 41
+        let count = near.len() as f64;
+        let sum: f64 = near.iter().map(|(_, loss)| loss).sum();
+        (step, if near.is_empty() { loss } else { sum / count })
+    });
+    averaged.collect()
 }
 
 fn path(points: &[(f64, f64)], x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -> String {
@@ -72,7 +73,7 @@ fn path(points: &[(f64, f64)], x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -
 
 /// The loss of every step so far, of `steps` that there will be.
 #[component]
-pub fn LossChart(reports: RwSignal<Vec<StepReport>>, steps: Signal<u32>) -> impl IntoView {
+pub(crate) fn LossChart(reports: RwSignal<Vec<StepReport>>, steps: Signal<u32>) -> impl IntoView {
     let holder = NodeRef::<leptos::html::Div>::new();
     let width = RwSignal::new(600.0);
     let measure = move || {
@@ -117,7 +118,7 @@ pub fn LossChart(reports: RwSignal<Vec<StepReport>>, steps: Signal<u32>) -> impl
                 }
             })
             .collect_view();
-        let mut steps = ticks(1.0, last_step, (width / 110.0).max(2.0));
+        let mut steps = ticks(1.0, last_step, (width / 76.0).max(2.0));
         steps.retain(|tick| tick.fract() == 0.0);
         let x_ticks = steps
             .into_iter()

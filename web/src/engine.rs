@@ -15,7 +15,7 @@ use web_sys::{ErrorEvent, MessageEvent, RtcDataChannel, Worker};
 
 /// What rides beside a message.
 #[derive(Debug)]
-pub enum Beside {
+pub(crate) enum Beside {
     /// Nothing.
     Nothing,
     /// A data channel, transferred.
@@ -28,7 +28,7 @@ pub enum Beside {
 
 /// What the worker tells the page.
 #[derive(Debug)]
-pub enum EngineEvent {
+pub(crate) enum EngineEvent {
     /// So many bytes of the engine have arrived.
     Loading(u64),
     /// WebGPU did not start; the CPU engine is tried instead.
@@ -47,7 +47,7 @@ enum Kind {
 
 /// A worker with an engine in it. Dropping it ends the worker.
 #[derive(Clone)]
-pub struct Engine(Rc<Inner>);
+pub(crate) struct Engine(Rc<Inner>);
 
 struct Inner {
     on_event: Box<dyn Fn(EngineEvent)>,
@@ -75,7 +75,7 @@ struct FromLoader {
 
 impl Engine {
     /// Starts the engine that this device needs; its first message is [`FromWorker::Ready`].
-    pub fn start(on_event: impl Fn(EngineEvent) + 'static) -> Self {
+    pub(crate) fn start(on_event: impl Fn(EngineEvent) + 'static) -> Self {
         let inner = Rc::new(Inner {
             on_event: Box::new(on_event),
             worker: RefCell::default(),
@@ -97,12 +97,12 @@ impl Engine {
     }
 
     /// Whether the engine has said that it is there; what is posted before is lost.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.0.ready.get()
     }
 
     /// Posts a message.
-    pub fn post(&self, message: &ToWorker, beside: Beside) {
+    pub(crate) fn post(&self, message: &ToWorker, beside: Beside) {
         if let Err(error) = self.0.post(message, beside) {
             let words = baton_transport::browser::words(&error);
             (self.0.on_event)(EngineEvent::Failed(format!("The engine did not take a message: {words}")));

@@ -7,7 +7,8 @@ use baton_protocol::{
 use serde::{Deserialize, Serialize};
 
 /// The projections that can have an adapter.
-pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub(crate) const TARGETS: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// JavaScript's numbers are exact up to here.
 const MAX_SEED: u64 = (1 << 53) - 1;
@@ -15,25 +16,26 @@ const MAX_SEED: u64 = (1 << 53) - 1;
 /// What stands in the fields; whatever it is, it is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Form {
-    pub steps: String,
-    pub batch_size: String,
-    pub micro_batches: String,
-    pub seq_len: String,
-    pub lora_rank: String,
-    pub lora_alpha: String,
-    pub targets: Vec<String>,
-    pub lr: String,
-    pub lr_schedule: String,
-    pub warmup_steps: String,
-    pub weight_decay: String,
-    pub grad_clip: String,
-    pub seed: String,
-    pub shuffle: bool,
-    pub append_eos: bool,
-    pub packing: bool,
-    pub boundary: String,
-    pub recompute: bool,
+pub(crate) struct Form {
+    pub(crate) steps: String,
+    pub(crate) batch_size: String,
+    pub(crate) micro_batches: String,
+    pub(crate) seq_len: String,
+    pub(crate) lora_rank: String,
+    pub(crate) lora_alpha: String,
+    pub(crate) targets: Vec<String>,
+    pub(crate) lr: String,
+    pub(crate) lr_schedule: String,
+    pub(crate) warmup_steps: String,
+    pub(crate) weight_decay: String,
+    pub(crate) grad_clip: String,
+    pub(crate) seed: String,
+    pub(crate) shuffle: bool,
+    pub(crate) append_eos: bool,
+    pub(crate) packing: bool,
+    pub(crate) boundary: String,
+    pub(crate) recompute: bool,
+    pub(crate) sample_tokens: String,
 }
 
 impl Default for Form {
@@ -63,6 +65,7 @@ impl Default for Form {
             packing: s.packing,
             boundary: if s.boundary == Precision::F32 { "f32" } else { "f16" }.into(),
             recompute: s.recompute,
+            sample_tokens: s.sample_tokens.to_string(),
         }
     }
 }
@@ -80,7 +83,7 @@ fn read<T: std::str::FromStr>(name: &str, wanted: &str, text: &str) -> Result<T,
 
 impl Form {
     /// The settings, or what is wrong in words.
-    pub fn settings(&self) -> Result<Settings, String> {
+    pub(crate) fn settings(&self) -> Result<Settings, String> {
         let whole = "a whole number";
         let settings = Settings {
             steps: read("Steps", whole, &self.steps)?,
@@ -105,6 +108,7 @@ impl Form {
             packing: self.packing,
             boundary: if self.boundary == "f32" { Precision::F32 } else { Precision::F16 },
             recompute: self.recompute,
+            sample_tokens: read("Sample length", whole, &self.sample_tokens)?,
         };
         if settings.seed > MAX_SEED {
             return Err(format!("Seed is {}: it must be at most {MAX_SEED}.", settings.seed));

@@ -1,7 +1,7 @@
 //! Numbers, durations and names as a person reads them.
 
 /// `1234567` as `1.2 M`.
-pub fn count(n: u64) -> String {
+pub(crate) fn count(n: u64) -> String {
     #[allow(clippy::cast_precision_loss)] // three digits are shown
     let x = n as f64;
     match n {
@@ -13,7 +13,7 @@ pub fn count(n: u64) -> String {
 }
 
 /// Thousands apart.
-pub fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -26,19 +26,19 @@ pub fn grouped(n: u64) -> String {
 }
 
 /// One sample, two samples.
-pub fn plural(n: u64, one: &str, many: &str) -> String {
+pub(crate) fn plural(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(n), if n == 1 { one } else { many })
 }
 
 /// Bytes as kB or MB.
-pub fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     #[allow(clippy::cast_precision_loss)] // three digits are shown
     let x = n as f64;
     if n < 1_000_000 { format!("{:.0} kB", x / 1e3) } else { format!("{:.1} MB", x / 1e6) }
 }
 
 /// Seconds as `2 min 5 s`.
-pub fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "–".into();
     }
@@ -52,7 +52,7 @@ pub fn duration(seconds: f64) -> String {
 }
 
 /// A number with three to four significant digits.
-pub fn number(x: f64) -> String {
+pub(crate) fn number(x: f64) -> String {
     let size = x.abs();
     if !x.is_finite() {
         "not a number".into()
@@ -68,12 +68,12 @@ pub fn number(x: f64) -> String {
 }
 
 /// Blocks as a person counts them: `(0, 2)` is "blocks 1–2".
-pub fn blocks((first, end): (u16, u16)) -> String {
+pub(crate) fn blocks((first, end): (u16, u16)) -> String {
     if end == first + 1 { format!("block {end}") } else { format!("blocks {}–{end}", first + 1) }
 }
 
 /// A first guess at a device's name from `navigator.userAgent`.
-pub fn device_name(agent: &str) -> &'static str {
+pub(crate) fn device_name(agent: &str) -> &'static str {
     let has = |what| agent.contains(what);
     match () {
         () if has("iPhone") => "iPhone",

@@ -10,7 +10,7 @@ use crate::{
 use baton_protocol::{
     PeerId,
     link::Lane,
-    room::{RoomError, RoomSecret},
+    room::RoomSecret,
     signal::{ErrorCode, IceServer, Role},
 };
 use baton_transport::browser::{Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
@@ -331,13 +331,13 @@ impl Visit {
 
 /// The page of a link whose code is none.
 #[component]
-pub fn BadLink(error: RoomError) -> impl IntoView {
+pub(crate) fn BadLink(error: String) -> impl IntoView {
     view! {
         <Masthead>""</Masthead>
         <main class="join">
             <section class="card" id="stage" data-state="ended">
                 <h1>"This link is not complete"</h1>
-                <p id="join-error" class="alert" role="alert">{format!("{error}.").replacen("this", "This", 1)}</p>
+                <p id="join-error" class="alert" role="alert">{error}</p>
                 <p>"Scan the code again, or ask for the link to be sent once more. It may have been cut in two."</p>
             </section>
         </main>
@@ -346,7 +346,7 @@ pub fn BadLink(error: RoomError) -> impl IntoView {
 
 /// The page of a device that lends itself.
 #[component]
-pub fn Join(secret: RoomSecret) -> impl IntoView {
+pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
     let visit = Visit {
         stand: RwSignal::new(Stand::Starting { loaded: 0 }),
         backend: RwSignal::new(None),

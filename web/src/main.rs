@@ -1,6 +1,8 @@
 //! The page: a host's three steps and its run, or a joiner's stage. The engine runs in a worker; tensor bytes never
 //! come here.
 #![cfg_attr(not(target_arch = "wasm32"), allow(dead_code))]
+// Leptos makes a public type of every component's properties.
+#![allow(unreachable_pub)]
 
 #[cfg(target_arch = "wasm32")]
 mod app;

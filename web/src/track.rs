@@ -4,13 +4,13 @@ use leptos::prelude::*;
 
 /// A stop on the track.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Station {
+pub(crate) struct Station {
     /// What stands beside it: short.
-    pub label: String,
+    pub(crate) label: String,
     /// This very device.
-    pub mine: bool,
+    pub(crate) mine: bool,
     /// Takes part now.
-    pub lit: bool,
+    pub(crate) lit: bool,
 }
 
 /// Half the straight, and the radius of the bends, of the middle lane.
@@ -45,7 +45,7 @@ fn point(share: f64) -> (f64, f64) {
 
 /// The track with its stations; `moving` sends the baton round, unless the person prefers things still.
 #[component]
-pub fn Track(
+pub(crate) fn Track(
     #[prop(into)] stations: Signal<Vec<Station>>,
     #[prop(into)] moving: Signal<bool>,
 ) -> impl IntoView {
@@ -75,7 +75,8 @@ pub fn Track(
                     (false, true) => "station lit",
                     (false, false) => "station",
                 };
-                let (r, label) = (if station.mine { 17.0 } else { 13.0 }, station.label);
+                let word = station.label.len() > 2;
+                let (r, label) = (if station.mine || word { 18.0 } else { 13.0 }, station.label);
                 view! {
                     <g class=class>
                         <circle cx=px cy=py r=r />

@@ -9,7 +9,7 @@ use qrcode::{EcLevel, QrCode, render::svg};
 use wasm_bindgen_futures::spawn_local;
 
 /// A state as tests and styles know it.
-pub fn state_name(state: &DeviceState) -> &'static str {
+pub(crate) fn state_name(state: &DeviceState) -> &'static str {
     match state {
         DeviceState::Waiting => "waiting",
         DeviceState::Connecting => "connecting",
@@ -20,7 +20,7 @@ pub fn state_name(state: &DeviceState) -> &'static str {
 }
 
 /// A state as a person knows it.
-pub fn state_words(state: &DeviceState) -> String {
+pub(crate) fn state_words(state: &DeviceState) -> String {
     match state {
         DeviceState::Waiting => "waiting".into(),
         DeviceState::Connecting => "connecting".into(),
@@ -47,7 +47,7 @@ fn qr(link: &str) -> Option<String> {
 
 /// The link, its code, and the list of devices.
 #[component]
-pub fn DevicesStep() -> impl IntoView {
+pub(crate) fn DevicesStep() -> impl IntoView {
     let session = expect_context::<Session>();
     let copied = RwSignal::new(false);
     let link_input = NodeRef::<leptos::html::Input>::new();
@@ -129,7 +129,7 @@ pub fn DevicesStep() -> impl IntoView {
                     key=|device| device.peer
                     children=move |device| {
                         let peer = device.peer;
-                        let first = device.clone();
+                        let first = device;
                         let now = Memo::new(move |_| {
                             session
                                 .devices

@@ -17,7 +17,7 @@ use session::{Choice, EngineState, Session};
 
 /// The host's page.
 #[component]
-pub fn Host() -> impl IntoView {
+pub(crate) fn Host() -> impl IntoView {
     let session = Session::start();
     provide_context(session);
     on_cleanup(move || session.end());

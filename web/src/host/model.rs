@@ -13,7 +13,7 @@ enum Tab {
 }
 
 /// The files of a file input, after which it can be used for the same files again.
-pub fn take_files(event: &web_sys::Event) -> Vec<web_sys::File> {
+pub(crate) fn take_files(event: &web_sys::Event) -> Vec<web_sys::File> {
     let Some(input) = event.target().and_then(|target| target.dyn_into::<web_sys::HtmlInputElement>().ok())
     else {
         return Vec::new();
@@ -26,7 +26,7 @@ pub fn take_files(event: &web_sys::Event) -> Vec<web_sys::File> {
 
 /// The model: the embedded one, one from a URL, or local files.
 #[component]
-pub fn ModelStep() -> impl IntoView {
+pub(crate) fn ModelStep() -> impl IntoView {
     let session = expect_context::<Session>();
     let tab = RwSignal::new(Tab::Default);
     let url = RwSignal::new(String::new());

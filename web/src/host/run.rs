@@ -27,7 +27,7 @@ fn pace(reports: &[StepReport]) -> Option<(f64, f64)> {
 
 /// Progress, curve, samples, adapter.
 #[component]
-pub fn RunPanel() -> impl IntoView {
+pub(crate) fn RunPanel() -> impl IntoView {
     let session = expect_context::<Session>();
     let phase = session.phase;
     let done =

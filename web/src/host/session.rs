@@ -26,7 +26,7 @@ const MAX_TEXT_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
 
 /// What has become of a choice.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Choice<T> {
+pub(crate) enum Choice<T> {
     None,
     Busy,
     Ready(T),
@@ -35,7 +35,7 @@ pub enum Choice<T> {
 
 impl<T> Choice<T> {
     /// As tests and styles know it.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Busy => "busy",
@@ -47,7 +47,7 @@ impl<T> Choice<T> {
 
 /// How far the engine is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineState {
+pub(crate) enum EngineState {
     Starting { loaded: u64 },
     Ready { backend: String },
     Failed,
@@ -55,7 +55,7 @@ pub enum EngineState {
 
 /// How far the room is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RoomState {
+pub(crate) enum RoomState {
     Opening,
     Open,
     Retrying,
@@ -64,7 +64,7 @@ pub enum RoomState {
 
 /// The text that was chosen, kept so that another model can read it again.
 #[derive(Clone)]
-pub enum TextChoice {
+pub(crate) enum TextChoice {
     Sample,
     Pasted(String),
     File(web_sys::File),
@@ -72,7 +72,7 @@ pub enum TextChoice {
 
 /// The model that was chosen.
 #[derive(Clone)]
-pub enum ModelPick {
+pub(crate) enum ModelPick {
     Default,
     Url(String),
     Files(Vec<web_sys::File>),
@@ -80,39 +80,39 @@ pub enum ModelPick {
 
 /// One message a place.
 #[derive(Clone, Copy)]
-pub struct Errors {
-    pub engine: RwSignal<Option<String>>,
-    pub room: RwSignal<Option<String>>,
-    pub model: RwSignal<Option<String>>,
-    pub text: RwSignal<Option<String>>,
-    pub settings: RwSignal<Option<String>>,
-    pub run: RwSignal<Option<String>>,
-    pub peer: RwSignal<Option<String>>,
-    pub generate: RwSignal<Option<String>>,
+pub(crate) struct Errors {
+    pub(crate) engine: RwSignal<Option<String>>,
+    pub(crate) room: RwSignal<Option<String>>,
+    pub(crate) model: RwSignal<Option<String>>,
+    pub(crate) text: RwSignal<Option<String>>,
+    pub(crate) settings: RwSignal<Option<String>>,
+    pub(crate) run: RwSignal<Option<String>>,
+    pub(crate) peer: RwSignal<Option<String>>,
+    pub(crate) generate: RwSignal<Option<String>>,
 }
 
 /// A sample: the beginning that was given, and the whole text.
-pub type Sample = Option<(String, String)>;
+pub(crate) type Sample = Option<(String, String)>;
 
 /// The state of the page; copies are handles to the same.
 #[derive(Clone, Copy)]
-pub struct Session {
-    pub engine_state: RwSignal<EngineState>,
-    pub room: RwSignal<RoomState>,
-    pub link: RwSignal<Option<String>>,
-    pub model: RwSignal<Choice<ModelInfo>>,
-    pub text: RwSignal<Choice<TextInfo>>,
-    pub form: RwSignal<Form>,
-    pub devices: RwSignal<Vec<DeviceInfo>>,
-    pub phase: RwSignal<RunPhase>,
-    pub steps: RwSignal<u32>,
-    pub reports: RwSignal<Vec<StepReport>>,
-    pub before: RwSignal<Sample>,
-    pub after: RwSignal<Sample>,
-    pub generated: RwSignal<Option<String>>,
-    pub generating: RwSignal<bool>,
-    pub downloading: RwSignal<bool>,
-    pub errors: Errors,
+pub(crate) struct Session {
+    pub(crate) engine_state: RwSignal<EngineState>,
+    pub(crate) room: RwSignal<RoomState>,
+    pub(crate) link: RwSignal<Option<String>>,
+    pub(crate) model: RwSignal<Choice<ModelInfo>>,
+    pub(crate) text: RwSignal<Choice<TextInfo>>,
+    pub(crate) form: RwSignal<Form>,
+    pub(crate) devices: RwSignal<Vec<DeviceInfo>>,
+    pub(crate) phase: RwSignal<RunPhase>,
+    pub(crate) steps: RwSignal<u32>,
+    pub(crate) reports: RwSignal<Vec<StepReport>>,
+    pub(crate) before: RwSignal<Sample>,
+    pub(crate) after: RwSignal<Sample>,
+    pub(crate) generated: RwSignal<Option<String>>,
+    pub(crate) generating: RwSignal<bool>,
+    pub(crate) downloading: RwSignal<bool>,
+    pub(crate) errors: Errors,
     held: StoredValue<Held, LocalStorage>,
 }
 
@@ -146,7 +146,7 @@ fn pasted_name(text: &str) -> &'static str {
 
 impl Session {
     /// Starts the engine and opens a room.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let session = Self {
             engine_state: RwSignal::new(EngineState::Starting { loaded: 0 }),
             room: RwSignal::new(RoomState::Opening),
@@ -185,7 +185,7 @@ impl Session {
     }
 
     /// Leaves the room and ends the engine.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         let held = self.with(std::mem::take);
         if let Some(signal) = &held.and_then(|held| held.signal) {
             signal.leave();
@@ -193,12 +193,12 @@ impl Session {
     }
 
     /// Devices beside this one.
-    pub fn helpers(&self) -> u64 {
+    pub(crate) fn helpers(&self) -> u64 {
         self.devices.with(|devices| devices.iter().filter(|device| device.peer.is_some()).count() as u64)
     }
 
     /// Whether closing the page would lose work.
-    pub fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         use RunPhase::{Loading, Paused, Running, Sampling};
         self.phase.with(|phase| matches!(phase, Loading | Sampling | Running | Paused { .. }))
     }
@@ -225,7 +225,7 @@ impl Session {
     // What the person does
 
     /// Reads a model; the text is read again when it is there.
-    pub fn choose_model(&self, pick: ModelPick) {
+    pub(crate) fn choose_model(&self, pick: ModelPick) {
         self.errors.model.set(None);
         self.model.set(Choice::Busy);
         self.with(|held| held.pick = Some(pick.clone()));
@@ -251,7 +251,7 @@ impl Session {
     }
 
     /// Reads a text, now or as soon as there is a model to read it with.
-    pub fn choose_text(&self, choice: TextChoice) {
+    pub(crate) fn choose_text(&self, choice: TextChoice) {
         self.errors.text.set(None);
         self.text.set(Choice::Busy);
         self.with(|held| held.text = Some(choice));
@@ -304,7 +304,7 @@ impl Session {
     }
 
     /// Starts the run.
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         let settings = match self.form.with_untracked(Form::settings) {
             Ok(settings) => settings,
             Err(words) => return self.errors.settings.set(Some(words)),
@@ -324,36 +324,36 @@ impl Session {
     }
 
     /// Back to the three steps, with everything as it was.
-    pub fn again(&self) {
+    pub(crate) fn again(&self) {
         self.errors.run.set(None);
         self.phase.set(RunPhase::Lobby);
     }
 
-    pub fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.say(&ToWorker::Pause);
     }
 
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.say(&ToWorker::Resume);
     }
 
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.say(&ToWorker::Stop);
     }
 
-    pub fn remove(&self, peer: PeerId) {
+    pub(crate) fn remove(&self, peer: PeerId) {
         self.say(&ToWorker::Remove { peer });
     }
 
     /// Asks for the adapter; it is offered as a download when it comes.
-    pub fn fetch_adapter(&self) {
+    pub(crate) fn fetch_adapter(&self) {
         self.errors.run.set(None);
         self.downloading.set(true);
         self.say(&ToWorker::GetAdapter);
     }
 
     /// Asks for a continuation.
-    pub fn generate(&self, prompt: String, tokens: u32, temperature: f64) {
+    pub(crate) fn generate(&self, prompt: String, tokens: u32, temperature: f64) {
         self.errors.generate.set(None);
         self.generated.set(Some(prompt.clone()));
         self.generating.set(true);
@@ -366,7 +366,7 @@ impl Session {
     }
 
     /// Tries the server again after it could not be reached.
-    pub fn retry_room(&self) {
+    pub(crate) fn retry_room(&self) {
         self.errors.room.set(None);
         self.open_room(false);
     }

@@ -17,7 +17,7 @@ fn target_label(target: &str) -> &str {
 
 /// All settings, folded away.
 #[component]
-pub fn SettingsPanel() -> impl IntoView {
+pub(crate) fn SettingsPanel() -> impl IntoView {
     let session = expect_context::<Session>();
     let form = session.form;
     let text = move |field: Field| move || form.with(|form| field(&mut form.clone()).clone());
@@ -103,6 +103,7 @@ pub fn SettingsPanel() -> impl IntoView {
                 <span class="summary-title">"Settings"</span>
                 <span class="summary-brief">{brief}</span>
             </summary>
+            <div class="settings-body">
             <div class="grid">
                 {number("set-steps", "Steps", |f| &mut f.steps)}
                 {number("set-batch_size", "Batch size", |f| &mut f.batch_size)}
@@ -121,6 +122,7 @@ pub fn SettingsPanel() -> impl IntoView {
                 {number("set-seed", "Seed", |f| &mut f.seed)}
                 {number("set-lora_rank", "LoRA rank", |f| &mut f.lora_rank)}
                 {number("set-lora_alpha", "LoRA alpha", |f| &mut f.lora_alpha)}
+                {number("set-sample_tokens", "Sample length (0: none)", |f| &mut f.sample_tokens)}
                 {select(
                     "set-boundary",
                     "Between devices",
@@ -145,6 +147,7 @@ pub fn SettingsPanel() -> impl IntoView {
             }>
                 "Back to the defaults"
             </button>
+            </div>
         </details>
         <div class="alert" role="alert" hidden=move || wrong().is_none()><p>{wrong}</p></div>
         <Alert id="error-settings" error=session.errors.settings />

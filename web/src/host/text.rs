@@ -16,7 +16,7 @@ enum Tab {
 
 /// The text: the sample, one that is pasted, or a file.
 #[component]
-pub fn TextStep() -> impl IntoView {
+pub(crate) fn TextStep() -> impl IntoView {
     let session = expect_context::<Session>();
     let tab = RwSignal::new(Tab::Sample);
     let pasted = RwSignal::new(String::new());

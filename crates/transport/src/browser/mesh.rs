@@ -210,6 +210,11 @@ impl Mesh {
         self.0.connections.borrow().keys().any(|(other, _)| *other == peer)
     }
 
+    /// The room's host.
+    pub fn host(&self) -> PeerId {
+        self.0.host
+    }
+
     /// Whether every connection to a peer stands now.
     pub fn stands(&self, peer: PeerId) -> bool {
         let connections = self.0.connections.borrow();
