@@ -72,6 +72,8 @@ impl Default for Limits {
 /// How long the server waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
+    /// For a request's head: the first of a connection, and the next.
+    pub head: Duration,
     /// For a new socket's `join`.
     pub join: Duration,
     /// For any frame of a member; clients ping every 10 s.
@@ -83,6 +85,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
+            head: Duration::from_secs(30),
             join: Duration::from_secs(10),
             silence: Duration::from_secs(30),
             grace: Duration::from_secs(30),

@@ -83,6 +83,9 @@ struct LimitFlags {
 
 #[derive(Debug, clap::Args)]
 struct TimeoutFlags {
+    /// For a request's head, the first of a connection or the next
+    #[arg(long, value_name = "SECONDS", default_value_t = Timeouts::default().head.as_secs())]
+    head_timeout: u64,
     /// For a new socket's first message
     #[arg(long, value_name = "SECONDS", default_value_t = Timeouts::default().join.as_secs())]
     join_timeout: u64,
@@ -142,6 +145,7 @@ impl Flags {
                 queue_bytes: limits.max_queue_bytes,
             },
             timeouts: Timeouts {
+                head: Duration::from_secs(timeouts.head_timeout),
                 join: Duration::from_secs(timeouts.join_timeout),
                 silence: Duration::from_secs(timeouts.silence_timeout),
                 grace: Duration::from_secs(timeouts.host_grace),

@@ -3,13 +3,7 @@
 //! A phone reaches the page by a LAN address, and WebGPU, OPFS and the wake lock want a secure context there. A
 //! certificate that is kept has to be accepted on each phone once.
 
-use axum_server::tls_rustls::RustlsConfig;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
-use rustls::{
-    ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
 use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions},
@@ -18,6 +12,14 @@ use std::{
     sync::Arc,
 };
 use time::{Duration, OffsetDateTime};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    },
+};
 
 /// iOS takes no certificate that lives longer than 825 days.
 const LIFETIME: Duration = Duration::days(800);
@@ -101,7 +103,7 @@ impl Identity {
     }
 
     /// Reads both files for the server.
-    pub(crate) fn load(&self) -> Result<RustlsConfig, TlsError> {
+    pub(crate) fn load(&self) -> Result<TlsAcceptor, TlsError> {
         let pem = |path: &Path| {
             let path = path.to_owned();
             move |error| TlsError::Pem { path, error }
@@ -119,7 +121,7 @@ impl Identity {
             .map_err(unusable)?;
         // WebSockets over HTTP/2 (RFC 8441) are another code path, and this server has one.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(RustlsConfig::from_config(Arc::new(config)))
+        Ok(Arc::new(config).into())
     }
 }
 
@@ -210,7 +212,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::load_or_make(dir.path(), &names(&["localhost"]), now()).unwrap();
         fs::write(&identity.cert, "hello").unwrap();
-        let error = identity.load().unwrap_err().to_string();
+        let error = identity.load().err().unwrap().to_string();
         assert!(error.contains("cert.pem"), "{error}");
     }
 }

@@ -192,6 +192,20 @@ async fn one_address_has_a_bounded_number_of_sockets() {
 }
 
 #[tokio::test]
+async fn a_connection_that_does_not_finish_its_request_is_closed() {
+    let timeouts = Timeouts { head: Duration::from_millis(200), ..patient() };
+    let server = server(Limits::default(), timeouts).await;
+    // The second might become HTTP/2, for all that is known.
+    for beginning in ["", "PRI * HTTP", "GET / HTTP/1.1\r\nhost: x\r\n"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(beginning.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_connection_that_says_nothing_or_nonsense_harms_nobody() {
     let server = server(Limits::default(), patient()).await;
     let _idle = TcpStream::connect(server.address).await.unwrap();

@@ -6,7 +6,7 @@ use baton_protocol::{
     room::{RoomId, RoomSecret},
     signal::{ClientMessage, ErrorCode, Role, ServerMessage},
 };
-use baton_signaling::{Config, ServeError, Timeouts, serve};
+use baton_signaling::{Config, Timeouts, serve, tls::TlsError};
 use futures::{SinkExt, StreamExt};
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 use tokio::{
@@ -27,7 +27,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Server {
     pub address: SocketAddr,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<(), ServeError>>,
+    task: JoinHandle<Result<(), TlsError>>,
 }
 
 impl Server {
@@ -75,7 +75,7 @@ impl Server {
 
 /// Time-outs that no test runs into, but for those that it sets.
 pub fn patient() -> Timeouts {
-    Timeouts { join: PATIENCE, silence: PATIENCE, grace: PATIENCE }
+    Timeouts { head: PATIENCE, join: PATIENCE, silence: PATIENCE, grace: PATIENCE }
 }
 
 pub fn room(n: u8) -> RoomId {
