@@ -127,13 +127,14 @@ impl Form {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wasm_bindgen_test::wasm_bindgen_test;
 
-    #[test]
+    #[wasm_bindgen_test(unsupported = test)]
     fn the_defaults_read_back() {
         assert_eq!(Form::default().settings(), Ok(Settings::default()));
     }
 
-    #[test]
+    #[wasm_bindgen_test(unsupported = test)]
     fn what_is_typed_wrong_is_named() {
         let wrong = Form { steps: "many".into(), ..Form::default() };
         assert_eq!(wrong.settings(), Err("Steps is “many”: it must be a whole number.".into()));

@@ -443,10 +443,12 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
                 data-state=name
                 data-blocks=move || blocks().map(|(first, end)| format!("{first}-{end}"))
             >
+                <div hidden=over>
                 <Track
                     stations=Signal::derive(move || stations.get())
                     moving=Signal::derive(move || name.get() == "training")
                 />
+                </div>
                 <div role="status">
                     <h1 id="stage-title">{title}</h1>
                     <p class="lead">{words}</p>

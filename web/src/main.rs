@@ -32,3 +32,6 @@ fn main() {
 fn main() {
     eprintln!("The page runs in a browser: `cargo xtask serve` builds and serves it.");
 }
+
+#[cfg(all(test, target_arch = "wasm32"))]
+wasm_bindgen_test::wasm_bindgen_test_configure!(run_in_browser);

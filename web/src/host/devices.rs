@@ -1,8 +1,12 @@
 //! Step 3: the link of the room, and who is in it.
 
 use super::session::{Choice, RoomState, Session};
-use crate::{app::Alert, browser, format};
-use baton_web_api::{DeviceInfo, DeviceState};
+use crate::{
+    app::Alert,
+    browser, format,
+    track::{Station, Track},
+};
+use baton_web_api::{DeviceInfo, DeviceState, RunPhase};
 use gloo::timers::callback::Timeout;
 use leptos::prelude::*;
 use qrcode::{EcLevel, QrCode, render::svg};
@@ -73,13 +77,35 @@ pub(crate) fn DevicesStep() -> impl IntoView {
         RoomState::Retrying => "retrying",
         RoomState::Failed => "failed",
     };
-    let in_lobby = move || session.phase.with(|phase| *phase == baton_web_api::RunPhase::Lobby);
+    let in_lobby = move || session.phase.with(|phase| *phase == RunPhase::Lobby);
+    let stations = Memo::new(move |_| {
+        let mut stages: Vec<(Option<(u16, u16)>, Station)> = session.devices.with(|devices| {
+            devices
+                .iter()
+                .filter(|device| device.peer.is_some() && device.blocks.is_some())
+                .map(|device| {
+                    let lit = device.state == DeviceState::Training;
+                    (device.blocks, Station { label: String::new(), mine: false, lit })
+                })
+                .collect()
+        });
+        stages.sort_by_key(|(blocks, _)| *blocks);
+        let numbered =
+            stages.into_iter().zip(1..).map(|((_, station), i)| Station { label: i.to_string(), ..station });
+        std::iter::once(Station { label: "you".into(), mine: true, lit: true })
+            .chain(numbered)
+            .collect::<Vec<_>>()
+    });
+    let running = move || session.phase.with(|phase| *phase == RunPhase::Running);
     view! {
         <section class="card devices" id="room" aria-labelledby="devices-title" data-state=room_name>
             <h2 id="devices-title">
                 <span class="number" hidden=move || !in_lobby()>"3"</span>
                 "Devices"
             </h2>
+            <div hidden=move || in_lobby() || stations.with(|stations| stations.len() < 2)>
+                <Track stations=Signal::derive(move || stations.get()) moving=Signal::derive(running) />
+            </div>
             <div class="invite" class:small=move || !in_lobby()>
                 <div
                     id="join-qr"
@@ -109,7 +135,7 @@ pub(crate) fn DevicesStep() -> impl IntoView {
                         </button>
                     </div>
                     <p class="visually-hidden" role="status">{move || copied.get().then_some("The link is copied.")}</p>
-                    <p class="hint" hidden=!browser::only_reachable_here()>
+                    <p class="hint" hidden=move || !browser::only_reachable_here() || !in_lobby()>
                         "Phones cannot open “localhost”. Open this page at the computer’s address on the Wi-Fi, which the server printed when it started."
                     </p>
                 </div>

@@ -1,13 +1,8 @@
 //! The run as it goes, and what comes out of it.
 
 use super::{phase_reason, phase_words, session::Session};
-use crate::{
-    app::Alert,
-    chart::LossChart,
-    format,
-    track::{Station, Track},
-};
-use baton_web_api::{DeviceState, RunPhase, StepReport};
+use crate::{app::Alert, chart::LossChart, format};
+use baton_web_api::{RunPhase, StepReport};
 use leptos::prelude::*;
 
 /// Steps over which speed and time left are averaged.
@@ -36,7 +31,6 @@ pub(crate) fn RunPanel() -> impl IntoView {
         phase.with(|phase| matches!(phase, RunPhase::Finished | RunPhase::Stopped | RunPhase::Failed { .. }))
     });
     let paused = Memo::new(move |_| phase.with(|phase| matches!(phase, RunPhase::Paused { .. })));
-    let running = Memo::new(move |_| phase.with(|phase| *phase == RunPhase::Running));
     let last = move || session.reports.with(|reports| reports.last().copied());
     let pace = Memo::new(move |_| session.reports.with(|reports| pace(reports)));
     let left = move || {
@@ -45,24 +39,6 @@ pub(crate) fn RunPanel() -> impl IntoView {
     };
     let elapsed =
         move || session.reports.with(|reports| format::duration(reports.iter().map(|r| r.seconds).sum()));
-    let stations = Memo::new(move |_| {
-        let mut stages: Vec<(Option<(u16, u16)>, Station)> = session.devices.with(|devices| {
-            devices
-                .iter()
-                .filter(|device| device.peer.is_some() && device.blocks.is_some())
-                .map(|device| {
-                    let lit = device.state == DeviceState::Training;
-                    (device.blocks, Station { label: String::new(), mine: false, lit })
-                })
-                .collect()
-        });
-        stages.sort_by_key(|(blocks, _)| *blocks);
-        let numbered =
-            stages.into_iter().zip(1..).map(|((_, station), i)| Station { label: i.to_string(), ..station });
-        std::iter::once(Station { label: "you".into(), mine: true, lit: true })
-            .chain(numbered)
-            .collect::<Vec<_>>()
-    });
     view! {
         <section class="card run" aria-labelledby="run-title">
             <div class="run-head">
@@ -144,10 +120,6 @@ pub(crate) fn RunPanel() -> impl IntoView {
             <h2 id="try-title">"Try it"</h2>
             <TryIt />
         </section>
-
-        <section class="card relay" aria-label="The ring of devices" hidden=move || over.get() || stations.with(|s| s.len() < 2)>
-            <Track stations=Signal::derive(move || stations.get()) moving=Signal::derive(move || running.get()) />
-        </section>
     }
 }
 
@@ -194,17 +166,14 @@ fn TryIt() -> impl IntoView {
             tokens.with_untracked(|text| text.trim().parse().ok().filter(|n| (1..=4096).contains(n)));
         let temperature = temperature
             .with_untracked(|text| text.trim().parse().ok().filter(|t: &f64| (0.0..=10.0).contains(t)));
-        match (tokens, temperature) {
+        let wrong = match (tokens, temperature) {
             (Some(tokens), Some(temperature)) => {
-                session.generate(prompt.get_untracked(), tokens, temperature)
+                return session.generate(prompt.get_untracked(), tokens, temperature);
             }
-            (None, _) => {
-                session.errors.generate.set(Some("Tokens must be a whole number from 1 to 4096.".into()))
-            }
-            (_, None) => session.errors.generate.set(Some(
-                "Temperature must be a number from 0 to 10; 0 always takes the likeliest token.".into(),
-            )),
-        }
+            (None, _) => "Tokens must be a whole number from 1 to 4096.",
+            (_, None) => "Temperature must be a number from 0 to 10; 0 always takes the likeliest token.",
+        };
+        session.errors.generate.set(Some(wrong.into()));
     };
     view! {
         <form on:submit=ask>
