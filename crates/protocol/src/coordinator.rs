@@ -935,7 +935,7 @@ impl Coordinator {
     }
 
     /// The head first, it feeds everybody's backward passes; then the host's own backward passes; then new work. Texts
-    /// come where the host would wait, and between steps: a host that trains alone never waits.
+    /// come where the host would wait, and between steps by a token each: a host that trains alone never waits.
     fn next_job(run: &mut Run) -> Option<(Kind, Job)> {
         let step = run.open.step;
         if run.end.is_none() {

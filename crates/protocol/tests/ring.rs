@@ -4,6 +4,7 @@ mod common;
 
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::RunPhase;
+use baton_protocol::message::Message;
 use baton_protocol::{PeerId, Step};
 use common::{Act, HOST, Moment, Pace, Scenario, World, for_seeds, peer};
 use rand::{Rng, seq::IndexedRandom};
@@ -106,6 +107,76 @@ fn nothing_is_trained_before_the_run_is_let_go() {
     world.assert_equals_reference();
 }
 
+#[test]
+fn a_text_is_written_while_the_host_trains_alone() {
+    let mut world = World::new(Scenario::new(0, 4), 0);
+    world.run_until(|world| world.committed.len() == 1);
+    world.act(Act::Infer { request: 1, want: 4 });
+    world.run_until(|world| world.text(1).tokens.len() == 4);
+    assert_eq!(world.coordinator.phase(), RunPhase::Running);
+    world.settle();
+    world.assert_equals_reference();
+}
+
+#[test]
+fn a_step_waits_for_the_states_of_the_one_before() {
+    for_seeds(0..10, |seed| {
+        let mut scenario = Scenario::new(3, 2);
+        scenario.max_delay = 0;
+        let mut world = World::new(scenario, seed);
+        world.delay_bulk(peer(1), Duration::from_secs(3));
+        world.settle();
+        world.assert_equals_reference();
+    });
+}
+
+#[test]
+fn more_texts_than_a_stage_holds_are_all_written() {
+    for_seeds(0..5, |seed| {
+        let mut world = World::new(Scenario::new(3, 4), seed);
+        world.slow_down(peer(1), 100);
+        world.run_until(|world| world.committed.len() == 2);
+        for request in 0..60 {
+            world.act(Act::Infer { request, want: 4 });
+        }
+        world.settle();
+        world.assert_equals_reference();
+    });
+}
+
+#[test]
+fn a_member_cannot_slander_devices_that_are_not_its_neighbours() {
+    let mut scenario = Scenario::new(4, 4);
+    scenario.toy.blocks = 3;
+    let mut world = World::new(scenario, 0);
+    world.run_until(|world| world.committed.len() == 2);
+    let generation = world.generation(peer(0));
+    let employed: Vec<PeerId> = world.coordinator.devices().iter().map(|device| device.peer).collect();
+    for slanderer in [peer(0), peer(3)] {
+        for victim in [peer(2), PeerId(77), HOST] {
+            for _ in 0..5 {
+                world.deliver(slanderer, HOST, Message::NeighbourLost { generation, peer: victim });
+            }
+        }
+    }
+    assert_eq!(world.coordinator.phase(), RunPhase::Running);
+    world.settle();
+    world.assert_equals_reference();
+    assert_eq!(world.generation(peer(0)), generation);
+    assert!(world.coordinator.devices().iter().map(|device| device.peer).eq(employed));
+}
+
+#[test]
+fn what_makes_no_sense_is_not_started() {
+    let mut scenario = Scenario::new(2, 4);
+    scenario.toy.blocks = 0;
+    let mut world = World::new(scenario, 0);
+    world.run_until(|world| world.coordinator.phase() != RunPhase::Lobby);
+    assert!(
+        matches!(world.coordinator.phase(), RunPhase::Failed(reason) if reason.contains("no transformer blocks"))
+    );
+}
+
 const JOBS: [&str; 6] = ["load", "forward", "backward", "norm", "apply", "infer"];
 
 /// A moment in the life of a run, most of them while a certain job begins or ends.
@@ -153,7 +224,7 @@ fn finish(mut world: World) {
 
 #[test]
 fn a_device_that_dies_at_any_moment_costs_no_step() {
-    for_seeds(0..400, |seed| {
+    for_seeds(0..300, |seed| {
         let mut world = random_world(seed);
         let silent = world.rng.random_ratio(1, 4);
         happens(&mut world, |peer| Act::Kill { peer, silent });
@@ -186,8 +257,9 @@ fn when_every_device_is_gone_the_run_says_why_and_goes_on_with_whoever_comes() {
         }
         world.settle();
         world.assert_equals_reference();
+        assert!(world.pauses.iter().all(|reason| reason.contains("phone")), "{:?}", world.pauses);
         if world.committed.last().is_some_and(|(_, last)| *last > at + Duration::from_secs(6)) {
-            assert!(world.pauses.iter().any(|reason| reason.contains("phone")), "{:?}", world.pauses);
+            assert!(!world.pauses.is_empty());
         }
         finish(world);
     });
@@ -304,7 +376,12 @@ fn a_stopped_run_keeps_its_steps_and_another_one_starts_afresh() {
             happens(&mut world, |peer| Act::Kill { peer, silent: false });
         }
         write_texts(&mut world);
-        world.settle();
+        if seed % 4 == 1 {
+            // Its texts are still being written, and are by the next run.
+            world.run_until(World::is_over);
+        } else {
+            world.settle();
+        }
         let done = world.committed.len();
         assert_eq!(
             world.coordinator.committed(),
@@ -324,7 +401,7 @@ fn a_stopped_run_keeps_its_steps_and_another_one_starts_afresh() {
 
 #[test]
 fn everything_at_once_costs_no_step() {
-    for_seeds(0..400, |seed| {
+    for_seeds(0..300, |seed| {
         let mut world = random_world(seed);
         world.has_spares = world.rng.random();
         for _ in 0..world.rng.random_range(2..10) {

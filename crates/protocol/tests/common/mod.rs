@@ -11,7 +11,7 @@ use baton_protocol::link::{Lane, Link};
 use baton_protocol::message::{Device, Message};
 use baton_protocol::run::{LrSchedule, ModelSource, Settings};
 use baton_protocol::stage::{self, Stage, View};
-use baton_protocol::{PeerId, Step, codec::Precision};
+use baton_protocol::{Generation, PeerId, Step, codec::Precision};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, VecDeque};
@@ -262,9 +262,20 @@ impl World {
         self.nodes.get_mut(&peer).expect("joined").slow = factor;
     }
 
+    /// Makes what a device sends to the host on its bulk lane arrive late.
+    pub fn delay_bulk(&mut self, peer: PeerId, delay: Duration) {
+        let conn = self.newest(HOST, peer, Lane::Bulk).expect("joined");
+        self.conns[conn].ends[0].delay = delay.as_micros() as u64;
+    }
+
     /// Forgets what was planned for moments that did not come.
     pub fn forget_moments(&mut self) {
         self.moments.clear();
+    }
+
+    /// The plan in force as a device knows it.
+    pub fn generation(&self, peer: PeerId) -> Generation {
+        self.nodes[&peer].stage.assign().expect("employed").generation
     }
 
     /// How long a device worked on forward and backward passes.
@@ -284,14 +295,16 @@ impl World {
     /// Goes on until the run is over, everything that was planned has happened, and every text is written.
     pub fn settle(&mut self) {
         self.run_until(|world| {
-            let over = matches!(
-                world.coordinator.phase(),
-                RunPhase::Finished | RunPhase::Stopped | RunPhase::Failed(_)
-            );
-            let written =
-                world.texts.iter().all(|(request, want)| world.text(*request).tokens.len() == *want);
-            over && written && !world.queue.values().any(|event| matches!(event, Event::Act(_)))
+            let written = |(request, want): (&u32, &usize)| world.text(*request).tokens.len() == *want;
+            world.is_over() && world.texts.iter().all(written)
         });
+    }
+
+    /// Whether the run is over and everything that was planned has happened.
+    pub fn is_over(&self) -> bool {
+        use RunPhase::{Failed, Finished, Stopped};
+        matches!(self.coordinator.phase(), Finished | Stopped | Failed(_))
+            && !self.queue.values().any(|event| matches!(event, Event::Act(_)))
     }
 
     pub fn run_until(&mut self, done: impl Fn(&Self) -> bool) {
@@ -467,7 +480,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, from: PeerId, to: PeerId, message: Message) {
+    pub fn deliver(&mut self, from: PeerId, to: PeerId, message: Message) {
         if to == HOST {
             self.host(coordinator::Event::Message { from, message });
         } else {
@@ -514,7 +527,12 @@ impl World {
                     self.begin(HOST, name, 1);
                 }
                 Output::Committed(report) => self.check_committed(report),
-                Output::Loaded if self.lets_go => self.schedule_within(1, Event::Act(Act::Resume)),
+                Output::Loaded => {
+                    assert_eq!(self.coordinator.phase(), RunPhase::Loaded);
+                    if self.lets_go {
+                        self.schedule_within(1, Event::Act(Act::Resume));
+                    }
+                }
                 Output::Inferred { request, done: false } => {
                     self.host(coordinator::Event::Infer { request });
                 }
@@ -522,7 +540,7 @@ impl World {
                     let text = self.text(request);
                     assert_eq!(text.tokens.len(), text.want, "text {request} failed");
                 }
-                Output::Loaded | Output::Changed => {}
+                Output::Changed => {}
             }
         }
         if let RunPhase::Paused(Some(reason)) = self.coordinator.phase()
