@@ -1,0 +1,183 @@
+//! A room in one process: a host and stages on threads of execution of their own, joined by channels in memory.
+
+use baton_engine::node::{
+    Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue, run_host, run_stage,
+};
+use baton_engine::source::AnyFiles;
+use baton_formats::{DirFiles, MemoryFiles};
+use baton_protocol::PeerId;
+use baton_protocol::coordinator::RunPhase;
+use baton_protocol::link::Lane;
+use baton_protocol::message::Device;
+use baton_protocol::run::{ModelSource, Settings};
+use baton_transport::memory::{Arrived, MemoryChannel};
+use futures::executor::LocalPool;
+use futures::task::LocalSpawnExt;
+use std::cell::RefCell;
+use std::io::Read;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// The shared models and data, beside the repository; none where they are not there.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("NOTICE: {} is not there, so this test checks nothing", path.display());
+    None
+}
+
+#[derive(Clone)]
+struct Process(Instant);
+
+impl Environment for Process {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    async fn breathe(&self) {}
+}
+
+/// What a run left.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub losses: Vec<f64>,
+    /// The adapter archive.
+    pub zip: Vec<u8>,
+    pub samples: Vec<String>,
+    pub errors: Vec<String>,
+    pub phase: Option<RunPhase>,
+    pub stage_blocks: Vec<Option<std::ops::Range<u16>>>,
+}
+
+const HOST: PeerId = PeerId(1);
+
+fn connect<A: 'static, B: 'static>(
+    (a, inputs_a): (PeerId, &Inputs<MemoryChannel, A>),
+    (b, inputs_b): (PeerId, &Inputs<MemoryChannel, B>),
+    lane: Lane,
+) {
+    fn give<T: 'static>(inputs: &Inputs<MemoryChannel, T>, peer: PeerId, lane: Lane, channel: MemoryChannel) {
+        let handler = inputs.clone();
+        let make = move |id| {
+            channel.attach(move |arrived| {
+                let _ = handler.unbounded_send(match arrived {
+                    Arrived::Frame(bytes) => Input::Frame { id, bytes },
+                    Arrived::Closed => Input::Closed { id },
+                });
+            });
+            channel
+        };
+        inputs.unbounded_send(Input::Channel { peer, lane, make: Box::new(make) }).expect("the loop runs");
+    }
+    let (end_a, end_b) = MemoryChannel::pair();
+    give(inputs_a, b, lane, end_a);
+    give(inputs_b, a, lane, end_b);
+}
+
+/// Runs a room of `stages` devices to its end. With `lose`, that stage leaves after that many steps.
+pub fn run_room(
+    model: &std::path::Path,
+    text: (&str, Vec<u8>),
+    settings: &Settings,
+    stages: usize,
+    lose: Option<(usize, usize)>,
+) -> Outcome {
+    let environment = Process(Instant::now());
+    let outcome = Rc::new(RefCell::new(Outcome { stage_blocks: vec![None; stages], ..Outcome::default() }));
+    let mut pool = LocalPool::new();
+    let spawner = pool.spawner();
+    let (host, host_queue) = queue::<MemoryChannel, HostCommand>();
+    let peers: Vec<_> = (0..stages).map(|_| queue::<MemoryChannel, StageCommand>()).collect();
+    let peer_inputs: Vec<Inputs<MemoryChannel, StageCommand>> = peers.iter().map(|(inputs, _)| inputs.clone()).collect();
+    let number = |index: usize| PeerId(u32::try_from(index).unwrap() + 2);
+    for (index, (inputs, queue)) in peers.into_iter().enumerate() {
+        connect((HOST, &host), (number(index), &inputs), Lane::Control);
+        connect((HOST, &host), (number(index), &inputs), Lane::Bulk);
+        let everybody = peer_inputs.clone();
+        let own = inputs.clone();
+        let outcome = outcome.clone();
+        let tell = move |event| match event {
+            StageEvent::Connect { peer } => {
+                let other = &everybody[peer.0 as usize - 2];
+                connect((number(index), &own), (peer, other), Lane::Bulk);
+            }
+            StageEvent::Changed { blocks, .. } => outcome.borrow_mut().stage_blocks[index] = blocks,
+        };
+        let introduction = Device { name: format!("stage {index}"), backend: "CPU".into() };
+        let device = baton_model::cpu();
+        let run = run_stage(HOST, introduction, device, String::new(), environment.clone(), inputs, queue, tell);
+        spawner.spawn_local(run).unwrap();
+    }
+    let tell = {
+        let outcome = outcome.clone();
+        let host = host.clone();
+        let settings = settings.clone();
+        let mut chosen = 0;
+        move |event| match event {
+            HostEvent::Model { .. } | HostEvent::Text { .. } => {
+                chosen += usize::from(matches!(event, HostEvent::Text { .. }));
+            }
+            HostEvent::Changed { phase, devices, .. } => {
+                let ready = devices.iter().filter(|device| device.device.is_some()).count() == stages;
+                if phase == RunPhase::Lobby && ready && chosen == 1 {
+                    chosen = 2;
+                    let start = HostCommand::Start(Box::new(settings.clone()));
+                    host.unbounded_send(Input::Command(start)).unwrap();
+                }
+                if let RunPhase::Paused(Some(_)) = phase {
+                    host.unbounded_send(Input::Command(HostCommand::Resume)).unwrap();
+                }
+                let over = matches!(phase, RunPhase::Finished | RunPhase::Failed(_));
+                let told = outcome.borrow_mut().phase.replace(phase.clone()) == Some(phase);
+                if over && !told {
+                    host.unbounded_send(Input::Command(HostCommand::GetAdapter)).unwrap();
+                }
+            }
+            HostEvent::Committed { report, .. } => {
+                outcome.borrow_mut().losses.push(report.loss);
+                if let Some((stage, after)) = lose {
+                    if outcome.borrow().losses.len() == after {
+                        peer_inputs[stage].unbounded_send(Input::Command(StageCommand::Leave)).unwrap();
+                    }
+                }
+            }
+            HostEvent::Sample { text, .. } => outcome.borrow_mut().samples.push(text),
+            HostEvent::Adapter { zip, .. } => outcome.borrow_mut().zip = zip,
+            HostEvent::Error { message, .. } => outcome.borrow_mut().errors.push(message),
+            HostEvent::Generated { .. } | HostEvent::Disconnect { .. } => {}
+        }
+    };
+    let choice = ModelChoice {
+        files: AnyFiles::Dir(DirFiles::new(model)),
+        source: ModelSource::Host,
+        name: "test".into(),
+        base: None,
+    };
+    host.unbounded_send(Input::Command(HostCommand::SetModel(Box::new(choice)))).unwrap();
+    host.unbounded_send(Input::Command(HostCommand::SetText(text.0.into(), text.1))).unwrap();
+    let introduction = Device { name: "host".into(), backend: "CPU".into() };
+    let run = run_host(introduction, baton_model::cpu(), environment, host.clone(), host_queue, tell);
+    spawner.spawn_local(run).unwrap();
+    // Until nobody has anything to do: everything here answers at once.
+    pool.run_until_stalled();
+    outcome.take()
+}
+
+/// The numbers of an adapter archive, by tensor.
+pub fn adapter_numbers(zip: &[u8], model: &std::path::Path) -> Vec<f32> {
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(zip)).expect("our own archive reads back");
+    let mut memory = MemoryFiles::new();
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).unwrap();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        memory.insert(entry.name().trim_start_matches("adapter/"), bytes);
+    }
+    let config = std::fs::read(model.join("config.json")).unwrap();
+    let config = baton_formats::ModelConfig::parse(&config).unwrap();
+    let read = futures::executor::block_on(baton_formats::Adapter::read(&memory, &config)).unwrap();
+    read.weights.into_values().flat_map(|pair| pair.a.into_iter().chain(pair.b)).collect()
+}

@@ -1,0 +1,123 @@
+//! A whole room in memory: the losses and the adapter do not depend on how many devices share the work.
+#![cfg(not(target_arch = "wasm32"))]
+
+mod common;
+
+use baton_protocol::codec::Precision;
+use baton_protocol::coordinator::RunPhase;
+use baton_protocol::run::Settings;
+use common::{Outcome, adapter_numbers, run_room, shared};
+use std::path::{Path, PathBuf};
+
+const STEPS: u32 = 3;
+
+fn settings() -> Settings {
+    Settings {
+        steps: STEPS,
+        batch_size: 8,
+        micro_batches: 4,
+        seq_len: 48,
+        targets: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec(),
+        warmup_steps: 0,
+        boundary: Precision::F32,
+        seed: 7,
+        sample_tokens: 0,
+        ..Settings::default()
+    }
+}
+
+fn files() -> Option<(PathBuf, Vec<u8>)> {
+    let model = shared("models/stories260k")?;
+    let text = std::fs::read(shared("data/e2e/valid.txt")?).unwrap();
+    Some((model, text))
+}
+
+fn finished(outcome: &Outcome) {
+    assert_eq!((&outcome.phase, &outcome.errors), (&Some(RunPhase::Finished), &Vec::new()));
+    assert_eq!(outcome.losses.len(), STEPS as usize);
+}
+
+fn assert_same(model: &Path, got: &Outcome, want: &Outcome, tolerance: f64, what: &str) {
+    finished(got);
+    for (step, (got, want)) in got.losses.iter().zip(&want.losses).enumerate() {
+        assert!((got - want).abs() <= tolerance * want, "{what}: step {step}: {got} against {want}");
+    }
+    let (got, want) = (adapter_numbers(&got.zip, model), adapter_numbers(&want.zip, model));
+    assert_eq!(got.len(), want.len());
+    let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+    assert!(f64::from(worst) <= 10.0 * tolerance, "{what}: an adapter number differs by {worst}");
+}
+
+#[test]
+fn stages_and_micro_batches_change_no_loss() {
+    let Some((model, text)) = files() else { return };
+    let room = |stages, micro_batches| {
+        run_room(&model, ("valid.txt", text.clone()), &Settings { micro_batches, ..settings() }, stages, None)
+    };
+    let alone = room(0, 1);
+    finished(&alone);
+    assert!(alone.losses[2] < alone.losses[0], "it learns: {:?}", alone.losses);
+    for stages in [1, 2, 3, 4] {
+        for micro_batches in [1, 2, 4, 8] {
+            let what = format!("{stages} stages, {micro_batches} micro-batches");
+            assert_same(&model, &room(stages, micro_batches), &alone, 1e-5, &what);
+        }
+    }
+}
+
+#[test]
+fn f16_boundaries_and_recomputation_stay_close() {
+    let Some((model, text)) = files() else { return };
+    let room = |settings| run_room(&model, ("valid.txt", text.clone()), &settings, 3, None);
+    let exact = room(settings());
+    let half = room(Settings { boundary: Precision::F16, ..settings() });
+    finished(&half);
+    let (got, want) = (half.losses[2], exact.losses[2]);
+    assert!((got - want).abs() < 0.01 * want, "{got} against {want}");
+    assert!(half.losses != exact.losses, "the boundaries were not rounded at all");
+    assert_same(&model, &room(Settings { recompute: true, ..settings() }), &exact, 1e-5, "recomputed");
+}
+
+#[test]
+fn a_device_that_leaves_costs_no_step() {
+    let Some((model, text)) = files() else { return };
+    let room = |stages, lose| run_room(&model, ("valid.txt", text.clone()), &settings(), stages, lose);
+    let undisturbed = room(3, None);
+    for (stages, stage) in [(3, 0), (3, 1), (3, 2), (1, 0)] {
+        let what = format!("stage {stage} of {stages} left");
+        assert_same(&model, &room(stages, Some((stage, 1))), &undisturbed, 1e-5, &what);
+    }
+}
+
+#[test]
+fn more_devices_than_blocks_leave_the_rest_waiting() {
+    let Some((model, text)) = files() else { return };
+    let outcome = run_room(&model, ("valid.txt", text), &settings(), 7, None);
+    finished(&outcome);
+    let blocks: Vec<_> = outcome.stage_blocks.into_iter().flatten().collect();
+    assert_eq!(blocks, [0..1, 1..2, 2..3, 3..4, 4..5]);
+}
+
+#[test]
+fn the_model_writes_the_same_through_the_ring_and_alone() {
+    let Some((model, text)) = files() else { return };
+    let settings = Settings { sample_tokens: 24, steps: STEPS, ..settings() };
+    let room = |stages| run_room(&model, ("valid.txt", text.clone()), &settings, stages, None);
+    let (alone, ring) = (room(0), room(2));
+    finished(&ring);
+    assert_eq!(alone.samples.len(), 2);
+    assert!(alone.samples[0].starts_with("Once upon a time, there was a little"), "{:?}", alone.samples);
+    assert_eq!(alone.samples, ring.samples);
+}
+
+#[test]
+fn a_prompt_is_read_and_a_completion_is_learned() {
+    let Some((model, _)) = files() else { return };
+    let line = r#"{"prompt":"What does the fox say? ","completion":"Yip yip yip."}"#;
+    let text = format!("{line}\n").repeat(8).into_bytes();
+    let settings = Settings { steps: STEPS, lr: 1e-2, sample_tokens: 4, ..settings() };
+    let outcome = run_room(&model, ("fox.jsonl", text), &settings, 2, None);
+    finished(&outcome);
+    assert!(outcome.losses[2] < 0.8 * outcome.losses[0], "{:?}", outcome.losses);
+    assert!(outcome.samples[1].starts_with("What does the fox say?"), "{:?}", outcome.samples);
+}
