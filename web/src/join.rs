@@ -24,6 +24,7 @@ const MOST_ATTEMPTS: u32 = 4;
 const MAX_EARLY: usize = 256;
 /// A connection whose other end was closed shows it after 5 to 6 s.
 const HOST_LEFT_MS: u32 = 8_000;
+const HOST_LEFT: &str = "The host has left, and the room is closed.";
 const MAX_NAME_LEN: usize = 40;
 
 /// How far this device is.
@@ -254,6 +255,7 @@ impl Visit {
                 self.enter();
             }
             SignalEvent::PeerJoined(_) => {}
+            SignalEvent::PeerLeft(peer) if self.host() == Some(peer) => self.host_left(),
             SignalEvent::PeerLeft(peer) => {
                 if let Some(mesh) = self.mesh() {
                     mesh.left(peer);
@@ -281,23 +283,33 @@ impl Visit {
 
     /// Without a socket a device that is connected goes on.
     fn on_socket_end(&self, error: &SignalError) {
-        let words = error.to_string();
         let connected = self.stand.with_untracked(|stand| matches!(stand, Stand::InRoom(_)));
-        if !connected {
-            return self.end(words, true);
+        match error {
+            SignalError::Refused { code: ErrorCode::HostLeft, .. } if connected => self.host_left(),
+            _ if connected => {}
+            error => self.end(error.to_string(), true),
         }
-        if matches!(error, SignalError::Refused { code: ErrorCode::HostLeft, .. }) {
-            self.with(|held| held.host_left = true);
-            let (visit, number) = (*self, self.with(|held| held.number));
-            Timeout::new(HOST_LEFT_MS, move || {
-                let stands =
-                    visit.mesh().is_some_and(|mesh| visit.host().is_some_and(|host| mesh.stands(host)));
-                if !stands && visit.with(|held| held.number) == number {
-                    visit.end(words, false);
-                }
-            })
-            .forget();
+    }
+
+    /// The host's socket is gone: its page may be closed, or only out of the server's sight.
+    fn host_left(&self) {
+        let before = self.with(|held| std::mem::replace(&mut held.host_left, true));
+        if before != Some(false) {
+            return;
         }
+        let (visit, number) = (*self, self.with(|held| held.number));
+        Timeout::new(HOST_LEFT_MS, move || {
+            if visit.with(|held| held.number) != number {
+                return;
+            }
+            let stands = visit.mesh().is_some_and(|mesh| mesh.stands(mesh.host()));
+            if stands {
+                visit.with(|held| held.host_left = false);
+            } else {
+                visit.end(HOST_LEFT.into(), false);
+            }
+        })
+        .forget();
     }
 
     fn host(&self) -> Option<PeerId> {
@@ -322,7 +334,7 @@ impl Visit {
                         false,
                     );
                 } else {
-                    self.end(format!("The host {reason}"), true);
+                    self.end(format!("The host {reason}."), true);
                 }
             }
         }

@@ -632,7 +632,7 @@ impl Session {
                             .map(|device| device.name.clone())
                     });
                     let name = name.flatten().unwrap_or_else(|| "A device that joined".into());
-                    self.errors.peer.set(Some(format!("{name} {reason}")));
+                    self.errors.peer.set(Some(format!("{name} {reason}.")));
                 }
             }
         }

@@ -79,13 +79,13 @@ pub enum MeshEvent {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Gone {
     /// The offer was not answered.
-    #[error("did not answer: is its page still open and visible?")]
+    #[error("did not answer: check that its page is open and visible")]
     NoAnswer,
     /// No pair of candidates connected.
-    #[error("could not be connected to directly: are both devices on the same Wi-Fi?")]
+    #[error("could not be connected to directly: check that both devices are on the same Wi-Fi")]
     NoRoute,
     /// The connection stood, and failed.
-    #[error("lost its connection: is its page still open, and is it still on the Wi-Fi?")]
+    #[error("lost its connection: check that its page is open and that it is on the Wi-Fi")]
     Lost,
     /// It left the room.
     #[error("left the room")]
