@@ -102,7 +102,7 @@ pub enum Output {
         /// What; [`Message::lane`] says on which lane.
         message: Message,
     },
-    /// Close every link to a peer.
+    /// Close every link to a peer, after what was sent on them: the last message tells its owner why.
     Disconnect {
         /// To whom.
         peer: PeerId,
@@ -111,7 +111,7 @@ pub enum Output {
     Job(Job),
     /// A step is complete on every device.
     Committed(StepReport),
-    /// Every device has its blocks; no step is made before [`Event::Resume`].
+    /// Every device has its blocks; no step is made before [`Event::Resume`]. Said again if the plan changes before that.
     Loaded,
     /// A text can take up the next token, or has failed.
     Inferred {

@@ -124,9 +124,11 @@ fn a_step_waits_for_the_states_of_the_one_before() {
         let mut scenario = Scenario::new(3, 2);
         scenario.max_delay = 0;
         let mut world = World::new(scenario, seed);
+        world.run_until(|world| world.coordinator.phase() == RunPhase::Loaded);
         world.delay_bulk(peer(1), Duration::from_secs(3));
         world.settle();
         world.assert_equals_reference();
+        assert!(world.now > Duration::from_secs(15));
     });
 }
 
@@ -164,6 +166,17 @@ fn a_member_cannot_slander_devices_that_are_not_its_neighbours() {
     world.assert_equals_reference();
     assert_eq!(world.generation(peer(0)), generation);
     assert!(world.coordinator.devices().iter().map(|device| device.peer).eq(employed));
+}
+
+#[test]
+fn a_text_fails_with_the_host_that_cannot_load_its_part() {
+    let mut world = World::new(Scenario::new(2, 4), 0);
+    world.plan(Moment::Job { who: HOST, job: "load", nth: 1, done: false }, Act::FailJob(HOST));
+    world.run_until(|world| world.coordinator.phase() == RunPhase::Loading);
+    world.act(Act::Infer { request: 1, want: 4 });
+    world.run_until(World::is_over);
+    assert!(matches!(world.coordinator.phase(), RunPhase::Failed(_)));
+    assert_eq!(world.failed_texts, [1]);
 }
 
 #[test]

@@ -193,6 +193,7 @@ pub struct World {
     /// Pairs of devices that can never connect.
     pub unreachable: Vec<(PeerId, PeerId)>,
     pub texts: BTreeMap<u32, usize>,
+    pub failed_texts: Vec<u32>,
     pub pauses: Vec<String>,
     /// What devices that are gone last told their owners.
     pub endings: BTreeMap<PeerId, String>,
@@ -225,6 +226,7 @@ impl World {
             has_spares: true,
             unreachable: Vec::new(),
             texts: BTreeMap::new(),
+            failed_texts: Vec::new(),
             pauses: Vec::new(),
             endings: BTreeMap::new(),
             frozen: BTreeMap::new(),
@@ -431,7 +433,11 @@ impl World {
             Act::Freeze(peer, seconds) => {
                 // A nanosecond more than anything else that is scheduled, so that nothing overtakes what waits.
                 let until = self.now + Duration::from_secs(seconds) + Duration::from_nanos(1);
-                self.frozen.insert(peer, until);
+                let wakes = self.frozen.entry(peer).or_default();
+                // Not for longer if it is already: what waits would be overtaken.
+                if *wakes <= self.now {
+                    *wakes = until;
+                }
             }
             Act::FreezeAll(time) => self.now += time,
             Act::LinkedAgain => {
@@ -538,7 +544,9 @@ impl World {
                 }
                 Output::Inferred { request, done: true } => {
                     let text = self.text(request);
-                    assert_eq!(text.tokens.len(), text.want, "text {request} failed");
+                    if text.tokens.len() < text.want {
+                        self.failed_texts.push(request);
+                    }
                 }
                 Output::Changed => {}
             }
