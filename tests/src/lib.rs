@@ -71,7 +71,8 @@ impl Server {
             .spawn()
             .context("the server does not start")?;
         let line = find_line(&mut process, "listening on ").await?;
-        let url = line.split_whitespace().last().context("no address")?.trim_end_matches('/').to_owned() + "/";
+        let url =
+            line.split_whitespace().last().context("no address")?.trim_end_matches('/').to_owned() + "/";
         Ok(Self { url, dist, _process: process })
     }
 
@@ -107,7 +108,8 @@ async fn find_line(process: &mut Child, wanted: &str) -> Result<String> {
         }
         bail!("it ended without saying {wanted:?}")
     };
-    let line = tokio::time::timeout(Duration::from_secs(30), found).await.context("it said nothing in 30 s")??;
+    let line =
+        tokio::time::timeout(Duration::from_secs(30), found).await.context("it said nothing in 30 s")??;
     // Whoever writes to a full pipe stands still.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     Ok(line)
@@ -237,7 +239,13 @@ impl Tab {
     }
 
     /// Waits until an element's attribute (or `text`, or `value`) is as wanted.
-    pub async fn wait(&self, selector: &str, attribute: &str, seconds: u64, wanted: impl Fn(&str) -> bool) -> Result<String> {
+    pub async fn wait(
+        &self,
+        selector: &str,
+        attribute: &str,
+        seconds: u64,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<String> {
         let until = Instant::now() + Duration::from_secs(seconds);
         loop {
             let found = self.look(selector, attribute).await?;
@@ -247,7 +255,9 @@ impl Tab {
             if Instant::now() > until {
                 let errors = self.errors().await?;
                 let log = self.client.issue_cmd(Log).await.unwrap_or_default();
-                bail!("{selector} [{attribute}] is {found} after {seconds} s; errors on the page: {errors:?}; console: {log}");
+                bail!(
+                    "{selector} [{attribute}] is {found} after {seconds} s; errors on the page: {errors:?}; console: {log}"
+                );
             }
             tokio::time::sleep(Duration::from_millis(150)).await;
         }
@@ -262,7 +272,12 @@ impl Tab {
 
     /// Clicks as a person does.
     pub async fn click(&self, selector: &str) -> Result<()> {
-        self.client.find(Locator::Css(selector)).await?.click().await.with_context(|| format!("click on {selector}"))
+        self.client
+            .find(Locator::Css(selector))
+            .await?
+            .click()
+            .await
+            .with_context(|| format!("click on {selector}"))
     }
 
     /// Types into a field after emptying it.
@@ -275,7 +290,8 @@ impl Tab {
 
     /// Sets a checkbox.
     pub async fn check(&self, selector: &str, on: bool) -> Result<()> {
-        let script = "const e = document.querySelector(arguments[0]); if (e.checked !== arguments[1]) e.click();";
+        let script =
+            "const e = document.querySelector(arguments[0]); if (e.checked !== arguments[1]) e.click();";
         self.script(script, vec![selector.into(), on.into()]).await?;
         Ok(())
     }
@@ -330,7 +346,8 @@ impl Tab {
         let until = Instant::now() + Duration::from_secs(30);
         let path = loop {
             let entries = std::fs::read_dir(self.home.path())?.filter_map(|entry| Some(entry.ok()?.path()));
-            if let Some(path) = entries.into_iter().find(|path| path.extension().is_some_and(|e| e == "zip")) {
+            if let Some(path) = entries.into_iter().find(|path| path.extension().is_some_and(|e| e == "zip"))
+            {
                 break path;
             }
             ensure!(Instant::now() < until, "no archive was downloaded; errors: {:?}", self.errors().await?);

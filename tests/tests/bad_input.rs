@@ -20,7 +20,8 @@ fn damaged(folder: &Path, name: &str, damage: impl FnOnce(Vec<u8>) -> Vec<u8>) -
         .into_iter()
         .map(|file| {
             let bytes = std::fs::read(source.join(file))?;
-            let bytes = if file == name { damage.take().map_or(Vec::new(), |damage| damage(bytes)) } else { bytes };
+            let bytes =
+                if file == name { damage.take().map_or(Vec::new(), |damage| damage(bytes)) } else { bytes };
             std::fs::write(folder.join(file), bytes)?;
             Ok(folder.join(file))
         })
@@ -45,11 +46,21 @@ async fn broken_models_and_texts_are_refused_in_words() -> Result<()> {
         ),
         (
             "truncated safetensors",
-            damaged(&home.path().join("b"), "model.safetensors", |bytes| bytes[..bytes.len() - 5000].to_vec())?,
+            damaged(&home.path().join("b"), "model.safetensors", |bytes| {
+                bytes[..bytes.len() - 5000].to_vec()
+            })?,
             "model.safetensors",
         ),
-        ("header length that lies", damaged(&home.path().join("c"), "model.safetensors", lie)?, "model.safetensors"),
-        ("tensor that lies", damaged(&home.path().join("d"), "model.safetensors", overrun)?, "model.safetensors"),
+        (
+            "header length that lies",
+            damaged(&home.path().join("c"), "model.safetensors", lie)?,
+            "model.safetensors",
+        ),
+        (
+            "tensor that lies",
+            damaged(&home.path().join("d"), "model.safetensors", overrun)?,
+            "model.safetensors",
+        ),
     ];
     host.click("#model-folder-choice").await?;
     for (what, files, words) in cases {

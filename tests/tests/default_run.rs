@@ -35,7 +35,8 @@ async fn a_person_fine_tunes_the_default_model_with_three_phones() -> Result<()>
     let (first, last) = (mean(&losses[..3]), mean(&losses[losses.len() - 3..]));
     ensure!(last < 0.8 * first, "the loss fell only from {first} to {last}");
     host.wait("#sample-after", "text", 60, |text| text.trim().len() > 20).await?;
-    let (before, after) = (host.read("#sample-before", "text").await?, host.read("#sample-after", "text").await?);
+    let (before, after) =
+        (host.read("#sample-before", "text").await?, host.read("#sample-after", "text").await?);
     ensure!(before != after, "the model writes as before: {before}");
     host.screenshot("4-finished").await?;
 

@@ -32,9 +32,10 @@ async fn one_process(steps: &str) -> Result<Reference> {
     let (model, data) = (shared("models/stories260k")?, shared("data/e2e/valid.txt")?);
     let (model, data) = (model.display().to_string(), data.display().to_string());
     let (adapter, report) = (path("adapter"), path("report.json"));
-    let mut arguments: Vec<String> = ["train", "--model", &model, "--data", &data, "--out", &adapter, "--report", &report]
-        .map(String::from)
-        .to_vec();
+    let mut arguments: Vec<String> =
+        ["train", "--model", &model, "--data", &data, "--out", &adapter, "--report", &report]
+            .map(String::from)
+            .to_vec();
     arguments.extend(["--steps".into(), steps.into()]);
     arguments.extend(FLAGS.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]));
     baton(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await?;
@@ -98,7 +99,7 @@ async fn three_cpu_tabs_equal_one_process_in_f32_and_come_close_in_f16() -> Resu
         host.click("#model-url-choice").await?;
         host.fill("#model-url", &format!("{}models/stories260k", server.url)).await?;
         host.click("#model-url-use").await?;
-        host.wait("#model", "text", 60, |text| text.contains("5 blocks") || text.contains('5')).await?;
+        host.wait("#model", "text", 60, |text| text.contains("Up to 5 devices")).await?;
         choose(&host, "20", boundary).await?;
         let tabs = join(&browser, &host, 3, &TabOptions::default()).await?;
         host.wait_for_devices(3, 60).await?;

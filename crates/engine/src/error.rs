@@ -82,3 +82,10 @@ pub enum EngineError {
     #[error("there is no adapter before the first step is complete")]
     NoStep,
 }
+
+impl EngineError {
+    /// Whether the numbers that were computed are infinite or not a number.
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Self::Codec(CodecError::NotFinite { .. }) | Self::Model(ModelError::StateNotFinite(_)))
+    }
+}

@@ -17,7 +17,9 @@ fn settings() -> Settings {
         batch_size: 8,
         micro_batches: 4,
         seq_len: 48,
-        targets: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec(),
+        targets: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            .map(String::from)
+            .to_vec(),
         warmup_steps: 0,
         boundary: Precision::F32,
         seed: 7,
@@ -120,4 +122,13 @@ fn a_prompt_is_read_and_a_completion_is_learned() {
     finished(&outcome);
     assert!(outcome.losses[2] < 0.8 * outcome.losses[0], "{:?}", outcome.losses);
     assert!(outcome.samples[1].starts_with("What does the fox say?"), "{:?}", outcome.samples);
+}
+
+#[test]
+fn a_run_that_diverges_ends_with_the_reason_and_blames_no_device() {
+    let Some((model, text)) = files() else { return };
+    let settings = Settings { lr: 10.0, weight_decay: 1e30, grad_clip: 0.0, ..settings() };
+    let outcome = run_room(&model, ("valid.txt", text), &settings, 2, None);
+    let Some(RunPhase::Failed(reason)) = &outcome.phase else { panic!("{:?}", outcome.phase) };
+    assert!(reason.contains("diverged"), "{reason}");
 }

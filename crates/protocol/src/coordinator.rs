@@ -683,7 +683,17 @@ impl Coordinator {
                 self.outputs.push_back(Output::Changed);
                 self.loaded_if_complete();
             }
-            Message::Failed { generation, reason } if generation == self.generation => {
+            Message::Failed { generation, reason, diverged: true } if generation == self.generation => {
+                let name = peer
+                    .device
+                    .as_ref()
+                    .map_or_else(|| format!("device {from}"), |device| device.name.clone());
+                self.end(End::Failed(format!(
+                    "The training diverged on {name}: {reason}. A lower learning rate may help; the adapter of the last \
+                     complete step is kept."
+                )));
+            }
+            Message::Failed { generation, reason, diverged: false } if generation == self.generation => {
                 self.dismiss(from, &format!("This device could not go on: {reason}"), &reason);
             }
             Message::NeighbourLost { generation, peer } if generation == self.generation => {

@@ -100,6 +100,8 @@ pub enum Message {
         generation: Generation,
         /// In words.
         reason: String,
+        /// Its numbers are infinite or not a number: another device would only get the same, so the run ends.
+        diverged: bool,
     },
     /// A stage has no connection to a neighbour any more.
     NeighbourLost {

@@ -55,6 +55,8 @@ pub enum Event {
     JobFailed {
         /// In words.
         reason: String,
+        /// The numbers that it computed are infinite or not a number.
+        diverged: bool,
     },
     /// The owner of this device leaves.
     Leave,
@@ -313,7 +315,7 @@ impl Stage {
             Event::Message { from, message } => self.message(from, message, now),
             Event::Progress { loaded, total } => self.progress(loaded, total),
             Event::Done(done) => self.done(done),
-            Event::JobFailed { reason } => self.job_failed(reason),
+            Event::JobFailed { reason, diverged } => self.job_failed(reason, diverged),
             Event::Leave => {
                 self.send_host(Message::Goodbye { reason: "its owner left".into() });
                 self.end("You left the room.".into());
@@ -458,7 +460,7 @@ impl Stage {
         }
         let generation = assign.generation;
         if let Err(reason) = assign.check() {
-            self.send_host(Message::Failed { generation, reason });
+            self.send_host(Message::Failed { generation, reason, diverged: false });
             return;
         }
         if assign.next != self.host && !self.links.contains(&assign.next) {
@@ -519,12 +521,12 @@ impl Stage {
         }
     }
 
-    fn job_failed(&mut self, reason: String) {
+    fn job_failed(&mut self, reason: String, diverged: bool) {
         if let Some(Running { generation, .. }) = self.running.take()
             && self.assign().is_some_and(|assign| assign.generation == generation)
         {
             self.phase = Phase::Waiting;
-            self.send_host(Message::Failed { generation, reason });
+            self.send_host(Message::Failed { generation, reason, diverged });
             self.outputs.push_back(Output::Changed);
         }
     }

@@ -108,7 +108,9 @@ impl Hostile {
                 Message::Infer { generation, request, tensor: self.tensor() }
             }
             15 => Message::Room(RoomState::Running),
-            16 if self.rng.random_ratio(1, 50) => Message::Failed { generation, reason },
+            16 if self.rng.random_ratio(1, 50) => {
+                Message::Failed { generation, reason, diverged: self.rng.random() }
+            }
             17 => Message::NeighbourLost { generation, peer: self.id() },
             18 => Message::FileSize { id: 1, name: "../x".into() },
             19 => Message::FileRead { id: 1, name: String::new(), start: u64::MAX, end: 0 },
@@ -215,7 +217,7 @@ fn a_stage_survives_any_messages_and_keeps_little() {
             4 => stage::Event::Progress { loaded: hostile.rng.random(), total: hostile.rng.random() },
             5 if job.is_some() && hostile.rng.random_ratio(1, 20) => {
                 job = None;
-                stage::Event::JobFailed { reason }
+                stage::Event::JobFailed { reason, diverged: false }
             }
             6..=15 if job.is_some() => {
                 let tensor = hostile.tensor();

@@ -31,7 +31,7 @@ pub(crate) fn start(
 fn tell(event: StageEvent) {
     match event {
         StageEvent::Connect { peer } => post(&FromWorker::Connect { peer }, None),
-        StageEvent::Changed { view, blocks, place, steps_done } => {
+        StageEvent::Changed { view, blocks, place, model_blocks, steps_done } => {
             let ended = match &view {
                 View::Ended(reason) => Some(reason.clone()),
                 _ => None,
@@ -44,7 +44,8 @@ fn tell(event: StageEvent) {
                 View::Idle(_) => DeviceState::Idle,
             };
             let blocks = blocks.map(|blocks| (blocks.start, blocks.end));
-            let view = StageInfo { blocks, place, state, steps_done, ended };
+            let model_blocks = model_blocks.and_then(|blocks| u16::try_from(blocks).ok());
+            let view = StageInfo { model_blocks, blocks, place, state, steps_done, ended };
             post(&FromWorker::Stage { view }, None);
         }
     }

@@ -4,7 +4,7 @@ use super::files::{HostFiles, Questions};
 use super::{Environment, Input, Inputs, Net, News};
 use crate::error::EngineError;
 use crate::stage::StageEngine;
-use baton_formats::{Files, FilesError, UrlFiles};
+use baton_formats::{Files, FilesError, ModelConfig, UrlFiles};
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::message::{Device as Introduction, Message};
@@ -42,6 +42,8 @@ pub enum StageEvent {
         blocks: Option<Range<u16>>,
         /// Its place among how many.
         place: Option<(u16, u16)>,
+        /// Blocks of the whole model.
+        model_blocks: Option<usize>,
         /// Steps in which it took part.
         steps_done: u32,
     },
@@ -125,8 +127,10 @@ pub async fn run_stage<C: Channel + 'static>(
                             .boxed_local(),
                         );
                     }
-                    None => stage
-                        .handle(Event::JobFailed { reason: "the engine is busy".into() }, environment.now()),
+                    None => stage.handle(
+                        Event::JobFailed { reason: "the engine is busy".into(), diverged: false },
+                        environment.now(),
+                    ),
                 },
             }
         }
@@ -137,6 +141,9 @@ pub async fn run_stage<C: Channel + 'static>(
                 view: view.clone(),
                 blocks: assign.map(|assign| assign.blocks.clone()),
                 place: assign.map(|assign| (assign.stage.0, assign.stages)),
+                model_blocks: assign
+                    .and_then(|assign| ModelConfig::parse(assign.config.as_bytes()).ok())
+                    .map(|config| config.num_hidden_layers),
                 steps_done: stage.steps_done(),
             });
         }
@@ -177,7 +184,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 engine = Some(back);
                 stage.handle(match done {
                     Ok(done) => Event::Done(done),
-                    Err(error) => Event::JobFailed { reason: error.to_string() },
+                    Err(error) => Event::JobFailed { reason: error.to_string(), diverged: error.is_divergence() },
                 }, now());
             }
         }

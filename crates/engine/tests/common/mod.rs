@@ -1,7 +1,8 @@
 //! A room in one process: a host and stages on threads of execution of their own, joined by channels in memory.
 
 use baton_engine::node::{
-    Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue, run_host, run_stage,
+    Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue,
+    run_host, run_stage,
 };
 use baton_engine::source::AnyFiles;
 use baton_formats::{DirFiles, MemoryFiles};
@@ -91,7 +92,8 @@ pub fn run_room(
     let spawner = pool.spawner();
     let (host, host_queue) = queue::<MemoryChannel, HostCommand>();
     let peers: Vec<_> = (0..stages).map(|_| queue::<MemoryChannel, StageCommand>()).collect();
-    let peer_inputs: Vec<Inputs<MemoryChannel, StageCommand>> = peers.iter().map(|(inputs, _)| inputs.clone()).collect();
+    let peer_inputs: Vec<Inputs<MemoryChannel, StageCommand>> =
+        peers.iter().map(|(inputs, _)| inputs.clone()).collect();
     let number = |index: usize| PeerId(u32::try_from(index).unwrap() + 2);
     for (index, (inputs, queue)) in peers.into_iter().enumerate() {
         connect((HOST, &host), (number(index), &inputs), Lane::Control);
@@ -108,7 +110,8 @@ pub fn run_room(
         };
         let introduction = Device { name: format!("stage {index}"), backend: "CPU".into() };
         let device = baton_model::cpu();
-        let run = run_stage(HOST, introduction, device, String::new(), environment.clone(), inputs, queue, tell);
+        let run =
+            run_stage(HOST, introduction, device, String::new(), environment.clone(), inputs, queue, tell);
         spawner.spawn_local(run).unwrap();
     }
     let tell = {

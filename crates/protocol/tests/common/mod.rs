@@ -639,8 +639,11 @@ impl World {
         self.moment(who, name, true);
         if let Some(node) = self.nodes.get_mut(&who) {
             let fails = std::mem::take(&mut node.fail_next);
-            let event =
-                if fails { stage::Event::JobFailed { reason: failed() } } else { stage::Event::Done(done) };
+            let event = if fails {
+                stage::Event::JobFailed { reason: failed(), diverged: false }
+            } else {
+                stage::Event::Done(done)
+            };
             self.stage(who, event);
         }
     }
