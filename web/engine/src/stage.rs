@@ -1,13 +1,14 @@
 //! A worker that is a stage.
 
 use crate::channel::RtcChannel;
-use crate::{WorkerEnvironment, post, scope};
+use crate::{WorkerEnvironment, post};
 use baton_engine::node::{self, Inputs, StageCommand, StageEvent};
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::message::Device as Introduction;
 use baton_protocol::stage::View;
 use baton_web_api::{DeviceState, FromWorker, StageInfo};
+use js_sys::Reflect;
 
 /// Starts the stage's loop.
 pub(crate) fn start(
@@ -19,7 +20,9 @@ pub(crate) fn start(
     let (inputs, queue) = node::queue();
     let introduction = Introduction { name, backend: backend.into() };
     // The worker's script is at static/worker.js, the model beside it.
-    let own = scope().location().href();
+    let location = Reflect::get(&js_sys::global(), &"location".into()).ok();
+    let href = location.and_then(|location| Reflect::get(&location, &"href".into()).ok()?.as_string());
+    let own = href.unwrap_or_default();
     let base = own.rsplit_once("worker.js").map_or(own.as_str(), |(base, _)| base);
     let embedded = format!("{base}model/");
     let run =
