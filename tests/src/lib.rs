@@ -379,7 +379,7 @@ pub fn unzip(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
             let mut entry = archive.by_index(index)?;
             let mut bytes = Vec::new();
             std::io::Read::read_to_end(&mut entry, &mut bytes)?;
-            Ok((entry.name().to_owned(), bytes))
+            Ok((entry.name()?.into_owned(), bytes))
         })
         .collect()
 }

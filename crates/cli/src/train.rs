@@ -143,6 +143,9 @@ impl Train {
                 cut => format!("; {cut} tokens beyond --seq-len {} are cut off", settings.seq_len),
             }
         );
+        if settings.append_eos && model.config.eos_token_ids.is_empty() {
+            eprintln!("note: the model's config.json names no end token, so --append-eos does nothing");
+        }
         let states = match &self.init_adapter {
             Some(folder) => {
                 let adapter = Adapter::read(&DirFiles::new(folder), &model.config).await;
@@ -195,7 +198,13 @@ impl Train {
                 ControlFlow::Continue(())
             }
         })
-        .await?;
+        .await;
+        if outcome.steps == 0 {
+            bail!(
+                "{}",
+                outcome.failed.unwrap_or_else(|| "interrupted before the first step was complete".into())
+            );
+        }
         let base = (!self.model.contains("://")).then(|| self.model.clone());
         let adapter = adapter::from_states(outcome.states.iter(), &settings, &model.config, base)?;
         let (config, weights) = adapter.to_files(&model.config)?;
@@ -209,6 +218,9 @@ impl Train {
             std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
         }
         eprintln!("the adapter of step {} is in {}", outcome.steps, self.out.display());
+        if let Some(reason) = outcome.failed {
+            bail!("{reason}");
+        }
         if outcome.steps < settings.steps {
             bail!("interrupted after {} of {} steps", outcome.steps, settings.steps);
         }

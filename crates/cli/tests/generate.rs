@@ -47,9 +47,14 @@ fn an_adapter_changes_what_is_written() {
     let Some(model) = shared("models/stories260k") else { return };
     let model = model.display().to_string();
     let adapter = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/train/final_adapter");
-    let plain = baton(&["generate", "--model", &model, "--tokens", "20"]);
-    let adapted = baton(&["generate", "--model", &model, "--adapter", adapter, "--tokens", "20"]);
-    assert_ne!(plain, adapted);
+    let write = |more: &[&str]| {
+        let mut arguments = vec!["generate", "--model", &model, "--prompt", "name : ", "--tokens", "30"];
+        arguments.extend(more);
+        baton(&arguments)
+    };
+    // As PEFT writes with this adapter (transformers' generate, greedy).
+    assert_eq!(write(&["--adapter", adapter]), "name : Clab Clab Clabby Clabby. Clab ");
+    assert!(write(&[]).starts_with("name : Anna"));
     assert!(fails(&["generate", "--model", &model, "--adapter", "/nowhere"]).contains("/nowhere"));
     assert!(fails(&["generate", "--model", &model, "--temperature=-1"]).contains("temperature"));
 }

@@ -36,6 +36,19 @@ pub fn from_states<'a>(
     Ok(Adapter { config, weights })
 }
 
+/// Checks states that came from another device.
+///
+/// # Errors
+///
+/// When they are not of this model and these settings, or hold numbers that are none.
+pub fn check(states: &[BlockBytes], settings: &Settings, config: &ModelConfig) -> Result<(), EngineError> {
+    let spec = lora_spec(settings)?;
+    for state in states {
+        BlockState::from_bytes(&spec, config, &state.bytes)?;
+    }
+    Ok(())
+}
+
 /// States to start a run from: the adapter's numbers with moments that have seen no step.
 ///
 /// # Errors

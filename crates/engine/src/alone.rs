@@ -1,6 +1,5 @@
 //! A run on one device without channels: the coordinator and its engine in a plain loop.
 
-use crate::error::EngineError;
 use crate::host::HostEngine;
 use baton_protocol::coordinator::{Coordinator, Event, Output, RunPhase, Start, StepReport};
 use baton_protocol::message::{BlockBytes, Device};
@@ -14,18 +13,16 @@ pub struct Outcome {
     pub states: Vec<BlockBytes>,
     /// Complete steps.
     pub steps: u32,
+    /// Why it ended before its time, if it failed.
+    pub failed: Option<String>,
 }
 
-/// Trains; `on_step` hears each step and may end the run after it.
-///
-/// # Errors
-///
-/// In words, when the engine fails or the training diverges.
+/// Trains; `on_step` hears each step and may end the run after it. What was complete before a failure is kept.
 pub async fn train(
     mut engine: HostEngine,
     start: Start,
     mut on_step: impl FnMut(&StepReport) -> ControlFlow<()>,
-) -> Result<Outcome, EngineError> {
+) -> Outcome {
     let clock = Instant::now();
     let device = Device { name: "this process".into(), backend: "CPU".into() };
     let mut coordinator = Coordinator::new(device, clock.elapsed());
@@ -34,7 +31,7 @@ pub async fn train(
         let event = match output {
             Output::Job(job) => match engine.run(job, |_, _| {}).await {
                 Ok(done) => Some(Event::Done(done)),
-                Err(error) => return Err(error),
+                Err(error) => Some(Event::JobFailed { reason: error.in_words() }),
             },
             Output::Loaded => Some(Event::Resume),
             Output::Committed(report) => match on_step(&report) {
@@ -49,10 +46,9 @@ pub async fn train(
             coordinator.handle(event, clock.elapsed());
         }
     }
-    match coordinator.phase() {
-        RunPhase::Failed(reason) => Err(EngineError::Failed(reason)),
-        _ => {
-            Ok(Outcome { states: coordinator.states().cloned().collect(), steps: coordinator.committed().0 })
-        }
-    }
+    let failed = match coordinator.phase() {
+        RunPhase::Failed(reason) => Some(reason),
+        _ => None,
+    };
+    Outcome { states: coordinator.states().cloned().collect(), steps: coordinator.committed().0, failed }
 }

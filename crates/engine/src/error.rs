@@ -40,6 +40,24 @@ pub enum EngineError {
         /// The model's.
         hidden: usize,
     },
+    /// A boundary that is larger than the run can have.
+    #[error(
+        "hidden states of shape {found:?} came, and no more than {most:?} samples and tokens are expected"
+    )]
+    Length {
+        /// `[batch, time, hidden]`.
+        found: [u32; 3],
+        /// Samples and tokens.
+        most: [usize; 2],
+    },
+    /// A beginning that leaves no room for a word.
+    #[error("the beginning has {found} tokens, and this model reads {most} in all: shorten it")]
+    PromptTooLong {
+        /// Tokens of the beginning.
+        found: usize,
+        /// Tokens that can be read.
+        most: usize,
+    },
     /// A setting names a projection that is none of the seven.
     #[error(
         "\"{0}\" is not a projection that can be adapted: take q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj"
@@ -75,9 +93,6 @@ pub enum EngineError {
     /// The archive could not be made.
     #[error(transparent)]
     Archive(#[from] baton_formats::ArchiveError),
-    /// The run ended with a reason of its own.
-    #[error("{0}")]
-    Failed(String),
     /// There is no complete step yet.
     #[error("there is no adapter before the first step is complete")]
     NoStep,
@@ -87,5 +102,17 @@ impl EngineError {
     /// Whether the numbers that were computed are infinite or not a number.
     pub fn is_divergence(&self) -> bool {
         matches!(self, Self::Codec(CodecError::NotFinite { .. }) | Self::Model(ModelError::StateNotFinite(_)))
+    }
+
+    /// What a person is told of an error that ended a run.
+    pub fn in_words(&self) -> String {
+        if self.is_divergence() {
+            format!(
+                "The training diverged: {self}. A lower learning rate may help; the adapter of the last complete step is \
+                 kept."
+            )
+        } else {
+            self.to_string()
+        }
     }
 }

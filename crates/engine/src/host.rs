@@ -3,7 +3,7 @@
 use crate::batches::{Batches, MicroBatchData};
 use crate::error::EngineError;
 use crate::source::Model;
-use crate::stage::{Part, receive, send};
+use crate::stage::{Most, Part, receive, send};
 use crate::texts::Texts;
 use baton_formats::end_tensors;
 use baton_model::{Device, Ends, Tensor};
@@ -66,7 +66,12 @@ impl HostEngine {
             }
             Job::Head { step, micro_batch, tensor } => {
                 let data = self.data(step, micro_batch)?;
-                let h = receive(&tensor, &self.model.config, &self.device)?;
+                let h = receive(
+                    &tensor,
+                    &self.model.config,
+                    Most::new(&self.settings, &self.model.config),
+                    &self.device,
+                )?;
                 let (loss, grad) = self.ends()?.loss_and_grad(h, &data.targets, &data.weights).await?;
                 let grad = send(grad, self.precision()).await?;
                 Ok(Done::Head { loss, tokens: data.tokens, grad })
@@ -88,7 +93,12 @@ impl HostEngine {
                 Ok(Done::InferFront(send(h, Precision::F32).await?))
             }
             Job::InferHead { request, tensor } => {
-                let h: Tensor<3> = receive(&tensor, &self.model.config, &self.device)?;
+                let h: Tensor<3> = receive(
+                    &tensor,
+                    &self.model.config,
+                    Most::new(&self.settings, &self.model.config),
+                    &self.device,
+                )?;
                 let logits = self.ends()?.logits_last(h).await?;
                 let mut texts = self.texts.borrow_mut();
                 let text = texts.get_mut(request).ok_or(EngineError::NotLoaded)?;

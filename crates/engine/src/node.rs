@@ -13,6 +13,7 @@ pub use stage::{StageCommand, StageEvent, run_stage};
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
 use baton_protocol::message::Message;
+use baton_transport::ports::WasOpen;
 use baton_transport::{Arrival, Channel, PortError, PortId, Ports};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use std::time::Duration;
@@ -82,15 +83,10 @@ pub fn queue<C, T>() -> (Inputs<C, T>, UnboundedReceiver<Input<C, T>>) {
     unbounded()
 }
 
-/// What the channels brought, for the machine.
-enum News {
-    Arrived(Arrival),
-    Lost(PeerId, String),
-}
-
 /// Every channel, with the losses that sending finds out.
 struct Net<C> {
     ports: Ports<C>,
+    /// Peers that were lost, and why; not yet told to the machine.
     lost: Vec<(PeerId, String)>,
 }
 
@@ -107,13 +103,13 @@ impl<C: Channel> Net<C> {
 
     fn insert(&mut self, peer: PeerId, lane: Lane, make: MakeChannel<C>) {
         if let Err(error) = self.ports.insert(peer, lane, make) {
-            self.lost.push((peer, error.to_string()));
+            self.gone(peer, error.to_string());
         }
     }
 
-    fn frame(&mut self, id: PortId, bytes: &[u8]) -> Vec<News> {
+    fn frame(&mut self, id: PortId, bytes: &[u8]) -> Vec<Arrival> {
         match self.ports.receive(id, bytes) {
-            Ok(arrivals) => arrivals.into_iter().map(News::Arrived).collect(),
+            Ok(arrivals) => arrivals,
             Err(error) => {
                 self.fail(id, &error);
                 Vec::new()
@@ -127,10 +123,17 @@ impl<C: Channel> Net<C> {
         }
     }
 
+    /// A channel that was moved to a worker may miss an event; nothing waits longer than a tick for it.
+    fn tick(&mut self) {
+        for id in self.ports.ids() {
+            self.writable(id);
+        }
+    }
+
+    /// One that never opened is not a loss yet: whoever makes the connections goes on trying, or gives up in words.
     fn closed(&mut self, id: PortId) {
-        if self.ports.close(id) {
-            self.ports.close_peer(id.peer);
-            self.lost.push((id.peer, "its connection closed".into()));
+        if self.ports.close(id) == Some(WasOpen(true)) {
+            self.gone(id.peer, "its connection closed".into());
         }
     }
 
@@ -140,14 +143,8 @@ impl<C: Channel> Net<C> {
     }
 
     fn fail(&mut self, id: PortId, error: &PortError) {
-        if self.ports.close(id) {
-            self.ports.close_peer(id.peer);
-            self.lost.push((id.peer, error.to_string()));
+        if self.ports.close(id).is_some() {
+            self.gone(id.peer, error.to_string());
         }
-    }
-
-    /// Losses that have not been told to the machine.
-    fn take_lost(&mut self) -> Vec<News> {
-        self.lost.drain(..).map(|(peer, reason)| News::Lost(peer, reason)).collect()
     }
 }

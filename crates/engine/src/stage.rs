@@ -10,9 +10,33 @@ use baton_protocol::run::Settings;
 use baton_protocol::stage::{Done, Job};
 use std::ops::Range;
 
+/// The largest boundary that a run can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most {
+    /// Samples.
+    pub batch: usize,
+    /// Tokens of each.
+    pub time: usize,
+}
+
+impl Most {
+    /// What the settings and the model allow.
+    pub fn new(settings: &Settings, config: &ModelConfig) -> Self {
+        let whole = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Self {
+            batch: whole(settings.batch_size),
+            time: whole(settings.seq_len).max(config.max_position_embeddings.min(MOST_TEXT)),
+        }
+    }
+}
+
+/// Texts outside training are cut at this length whatever the model was made for: a phone has no memory for more.
+pub const MOST_TEXT: usize = 4096;
+
 /// A slice of blocks in training, with what it takes to speak of them in the protocol's terms.
 pub struct Part {
     config: ModelConfig,
+    most: Most,
     trainer: Trainer,
     device: Device,
 }
@@ -52,7 +76,12 @@ impl Part {
             let states = states.iter().map(|state| BlockState::from_bytes(&spec, config, &state.bytes));
             trainer.restore(&states.collect::<Result<Vec<_>, _>>()?)?;
         }
-        Ok(Self { config: config.clone(), trainer, device: device.clone() })
+        Ok(Self {
+            config: config.clone(),
+            most: Most::new(settings, config),
+            trainer,
+            device: device.clone(),
+        })
     }
 
     /// Bytes of the blocks of `range` in the file.
@@ -102,10 +131,12 @@ impl Part {
     pub async fn apply(&mut self, lr: f64, scale: f64) -> Result<Vec<BlockBytes>, EngineError> {
         self.trainer.apply(lr, scale);
         let block = |state: BlockState| {
+            // What overflowed in the update is not to be committed.
+            state.check_finite()?;
             let block = u16::try_from(state.block).expect("the protocol numbers blocks with 16 bits");
-            BlockBytes { block, bytes: state.to_bytes() }
+            Ok(BlockBytes { block, bytes: state.to_bytes() })
         };
-        Ok(self.trainer.state().await?.into_iter().map(block).collect())
+        self.trainer.state().await?.into_iter().map(block).collect()
     }
 
     /// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`.
@@ -114,7 +145,7 @@ impl Part {
     ///
     /// When it is not as wide as the model, or holds numbers that are none.
     pub fn receive(&self, boundary: &Boundary) -> Result<Tensor<3>, EngineError> {
-        receive(boundary, &self.config, &self.device)
+        receive(boundary, &self.config, self.most, &self.device)
     }
 }
 
@@ -123,11 +154,20 @@ impl Part {
 /// # Errors
 ///
 /// When it is not as wide as the model, or holds numbers that are none.
-pub fn receive(boundary: &Boundary, config: &ModelConfig, device: &Device) -> Result<Tensor<3>, EngineError> {
+pub fn receive(
+    boundary: &Boundary,
+    config: &ModelConfig,
+    most: Most,
+    device: &Device,
+) -> Result<Tensor<3>, EngineError> {
     let found = boundary.shape();
     let shape = found.map(|dim| usize::try_from(dim).unwrap_or(usize::MAX));
     if shape[2] != config.hidden_size || shape[0] == 0 || shape[1] == 0 {
         return Err(EngineError::Width { found, hidden: config.hidden_size });
+    }
+    // The attention of a longer one would take memory by the square of its length.
+    if shape[0] > most.batch || shape[1] > most.time {
+        return Err(EngineError::Length { found, most: [most.batch, most.time] });
     }
     Ok(f32_to_boundary(boundary.decode()?, shape, device))
 }

@@ -2,6 +2,7 @@
 
 use crate::error::EngineError;
 use crate::source::Model;
+use crate::stage::MOST_TEXT;
 use baton_model::sample;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -49,6 +50,10 @@ impl Text {
         if ids.is_empty() {
             ids.push(model.config.bos_token_id.ok_or(EngineError::NoBeginToken)?);
         }
+        let most = longest(model);
+        if ids.len() >= most {
+            return Err(EngineError::PromptTooLong { found: ids.len(), most });
+        }
         let rng = ChaCha8Rng::seed_from_u64(request.seed);
         Ok(Self { ids, left: request.tokens, temperature: request.temperature, rng })
     }
@@ -62,7 +67,7 @@ impl Text {
     pub fn is_done(&self, model: &Model) -> bool {
         let ended =
             self.ids.len() > 1 && self.ids.last().is_some_and(|id| model.config.eos_token_ids.contains(id));
-        self.left == 0 || ended || self.ids.len() >= model.config.max_position_embeddings
+        self.left == 0 || ended || self.ids.len() >= longest(model)
     }
 
     /// Chooses the next token by the logits `[vocab]` that follow the last one.
@@ -79,6 +84,11 @@ impl Text {
     pub fn decode(&self, model: &Model) -> Result<String, EngineError> {
         Ok(model.tokenizer.decode(&self.ids, true)?)
     }
+}
+
+/// Tokens that a text may have.
+fn longest(model: &Model) -> usize {
+    model.config.max_position_embeddings.min(MOST_TEXT)
 }
 
 impl Texts {

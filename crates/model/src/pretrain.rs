@@ -35,22 +35,29 @@ struct Weights {
 }
 
 impl Pretrainer {
-    /// Random weights: normal with a deviation of 0.02 as Hugging Face has it, and those that write to the residual
-    /// stream divided by √(2 · blocks), as in GPT-2. The norms start at 1.
+    /// Random weights: normal with a deviation of 1/√inputs (half of it for embedding and head, so that the first guess
+    /// is about uniform), and those that write to the residual stream divided by √(2 · blocks), as in GPT-2. Hugging
+    /// Face's 0.02, whatever the width, leaves the attention of a narrow model flat for most of a short training: see
+    /// docs/default-model.md. The norms start at 1.
     ///
     /// # Errors
     ///
     /// When `config` does not name a tensor that the model needs.
     pub fn new(config: &ModelConfig, seed: u64, adamw: AdamW, device: &Device) -> Result<Self, ModelError> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let residual = 0.02 / ((2 * config.num_hidden_layers) as f64).sqrt();
+        let residual = 1.0 / ((2 * config.num_hidden_layers) as f64).sqrt();
         let mut values = |name: &str, shape: &[usize]| {
             let length = shape.iter().product();
             if name.contains("norm") {
                 return vec![1.0; length];
             }
             let writes = name.contains("o_proj") || name.contains("down_proj");
-            let deviation = if writes { residual } else { 0.02 };
+            let scale = match name {
+                EMBEDDING | HEAD => 0.5,
+                _ if writes => residual,
+                _ => 1.0,
+            };
+            let deviation = scale / (shape.last().copied().unwrap_or(1) as f64).sqrt();
             (0..length).map(|_| (normal(&mut rng) * deviation) as f32).collect()
         };
         let words = [config.vocab_size, config.hidden_size];

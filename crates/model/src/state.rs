@@ -104,11 +104,22 @@ impl BlockState {
             (projection, PairState { values })
         });
         let state = Self { block, step: u64::from_le_bytes(*step), pairs: pairs.collect() };
-        let mut floats = state.pairs.values().flat_map(|pair| pair.values.iter().flatten());
-        if !floats.all(|float| float.is_finite()) {
-            return Err(ModelError::StateNotFinite(block));
-        }
+        state.check_finite()?;
         Ok(state)
+    }
+
+    /// Refuses numbers that are infinite or not a number.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::StateNotFinite`] if there is one.
+    pub fn check_finite(&self) -> Result<(), ModelError> {
+        let mut floats = self.pairs.values().flat_map(|pair| pair.values.iter().flatten());
+        if floats.all(|float| float.is_finite()) {
+            Ok(())
+        } else {
+            Err(ModelError::StateNotFinite(self.block))
+        }
     }
 
     /// The block's adapter.

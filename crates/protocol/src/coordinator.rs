@@ -417,6 +417,11 @@ enum Kind {
     InferHead(u32),
 }
 
+/// A reason as it came from the network, cut to what a person reads.
+fn short(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -529,7 +534,8 @@ impl Coordinator {
             let loads = stage.is_some() && peer.ready != Some(self.generation);
             DeviceView {
                 peer: id,
-                device: peer.device.clone(),
+                // A device that cannot be given work yet is still connecting.
+                device: peer.device.clone().filter(|_| peer.is_usable()),
                 blocks: stage.map(|(_, blocks)| blocks.clone()),
                 loading: loads.then_some(peer.progress),
             }
@@ -627,6 +633,12 @@ impl Coordinator {
         self.mend();
     }
 
+    /// What a person calls a device.
+    fn name(&self, id: PeerId) -> String {
+        let device = self.peers.get(&id).and_then(|peer| peer.device.as_ref());
+        device.map_or_else(|| format!("device {id}"), |device| device.name.clone())
+    }
+
     /// Sends a device away.
     fn dismiss(&mut self, peer: PeerId, farewell: &str, reason: &str) {
         self.send(peer, Message::Goodbye { reason: farewell.into() });
@@ -670,7 +682,7 @@ impl Coordinator {
             }
             Message::Goodbye { reason } => {
                 self.outputs.push_back(Output::Disconnect { peer: from });
-                self.lost(from, &reason);
+                self.lost(from, &short(&reason));
             }
             Message::Progress { generation, loaded, total } if generation == self.generation => {
                 peer.progress = (loaded, total);
@@ -684,16 +696,14 @@ impl Coordinator {
                 self.loaded_if_complete();
             }
             Message::Failed { generation, reason, diverged: true } if generation == self.generation => {
-                let name = peer
-                    .device
-                    .as_ref()
-                    .map_or_else(|| format!("device {from}"), |device| device.name.clone());
+                let (name, reason) = (self.name(from), short(&reason));
                 self.end(End::Failed(format!(
                     "The training diverged on {name}: {reason}. A lower learning rate may help; the adapter of the last \
                      complete step is kept."
                 )));
             }
             Message::Failed { generation, reason, diverged: false } if generation == self.generation => {
+                let reason = short(&reason);
                 self.dismiss(from, &format!("This device could not go on: {reason}"), &reason);
             }
             Message::NeighbourLost { generation, peer } if generation == self.generation => {
@@ -746,6 +756,13 @@ impl Coordinator {
             Message::StepDone { generation, step, grad_sum_of_squares }
                 if generation == current && step == open.step =>
             {
+                if !(grad_sum_of_squares.is_finite() && grad_sum_of_squares >= 0.0) {
+                    let name = self.name(from);
+                    return self.end(End::Failed(format!(
+                        "The training diverged on {name}: its gradient's sum of squares is {grad_sum_of_squares}. A lower \
+                         learning rate may help; the adapter of the last complete step is kept."
+                    )));
+                }
                 open.norms.insert(Some(from), grad_sum_of_squares);
             }
             Message::Applied { generation, step, states } if generation == current => {

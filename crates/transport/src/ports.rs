@@ -67,6 +67,10 @@ pub enum PortError {
     Channel(String),
 }
 
+/// Whether a channel that was closed had been open in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WasOpen(pub bool);
+
 struct Port<C> {
     incarnation: u32,
     channel: C,
@@ -158,15 +162,31 @@ impl<C: Channel> Ports<C> {
         Ok(())
     }
 
-    /// Closes one channel; false if it was closed or replaced before.
-    pub fn close(&mut self, id: PortId) -> bool {
-        if self.port(id).is_none() {
-            return false;
-        }
-        if let Some(port) = self.ports.remove(&(id.peer, id.lane)) {
-            port.channel.close();
-        }
-        true
+    /// Closes one channel; none if it was closed or replaced before.
+    pub fn close(&mut self, id: PortId) -> Option<WasOpen> {
+        self.port(id)?;
+        let port = self.ports.remove(&(id.peer, id.lane))?;
+        port.channel.close();
+        Some(WasOpen(port.link.is_open()))
+    }
+
+    /// Bytes that wait for a peer to take them in.
+    pub fn queued(&self, peer: PeerId) -> usize {
+        [Lane::Control, Lane::Bulk]
+            .iter()
+            .filter_map(|lane| self.ports.get(&(peer, *lane)))
+            .map(|port| port.link.queued())
+            .sum()
+    }
+
+    /// Every channel, to be pumped now and then: an event of a channel that was moved to a worker may be missed.
+    pub fn ids(&self) -> Vec<PortId> {
+        let id = |(&(peer, lane), port): (&(PeerId, Lane), &Port<C>)| PortId {
+            peer,
+            lane,
+            incarnation: port.incarnation,
+        };
+        self.ports.iter().map(id).collect()
     }
 
     /// Closes every channel to a peer; what is queued for it still goes out where the channel can.

@@ -177,17 +177,16 @@ impl Environment for WorkerEnvironment {
 
     /// A message to oneself comes back after the events that wait; a timer would take 4 ms when nested.
     async fn breathe(&self) {
+        let Ok(channel) = web_sys::MessageChannel::new() else { return };
         let promise = js_sys::Promise::new(&mut |resolve, _| {
-            if let Ok(channel) = web_sys::MessageChannel::new() {
-                channel.port1().set_onmessage(Some(&resolve));
-                if channel.port2().post_message(&JsValue::NULL).is_ok() {
-                    return;
-                }
+            channel.port1().set_onmessage(Some(&resolve));
+            if channel.port2().post_message(&JsValue::NULL).is_err() {
+                // Without its message the job starts at once.
+                let _ = resolve.call0(&JsValue::NULL);
             }
-            // Without a message channel the job starts at once.
-            let _ = resolve.call0(&JsValue::NULL);
         });
         // The promise is never rejected.
         let _ = JsFuture::from(promise).await;
+        channel.port1().close();
     }
 }

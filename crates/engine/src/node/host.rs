@@ -1,7 +1,7 @@
 //! The loop of a host.
 
 use super::files::answer;
-use super::{Environment, Input, Inputs, Net, News};
+use super::{Environment, Input, Inputs, Net};
 use crate::error::EngineError;
 use crate::host::HostEngine;
 use crate::source::{AnyFiles, Model};
@@ -14,7 +14,7 @@ use baton_protocol::coordinator::{
     Coordinator, DeviceView, Done, Event, Output, RunPhase, Start, StepReport,
 };
 use baton_protocol::ids::Step;
-use baton_protocol::message::{Device as Introduction, FileAnswer, Message};
+use baton_protocol::message::{Device as Introduction, FileAnswer, MAX_FILE_READ, Message};
 use baton_protocol::run::{ModelSource, Settings};
 use baton_transport::{Arrival, Channel};
 use futures::channel::mpsc::UnboundedReceiver;
@@ -22,6 +22,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt, select};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -161,6 +162,7 @@ pub enum HostEvent {
 }
 
 struct Opened {
+    number: u32,
     choice: (ModelSource, String, Option<String>),
     model: Result<Rc<Model>, EngineError>,
 }
@@ -186,6 +188,8 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     inputs: Inputs<C, HostCommand>,
     tell: F,
     model: Option<(Rc<Model>, ModelSource, Option<String>)>,
+    /// Models chosen so far.
+    choices: u32,
     text: Option<ChosenText>,
     settings: Settings,
     /// The engine of the run, while no job has it; counted, so that a job of an earlier run does not bring its own back.
@@ -199,6 +203,8 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     told_end: bool,
     jobs: FuturesUnordered<LocalBoxFuture<'static, Finished>>,
     sides: FuturesUnordered<LocalBoxFuture<'static, Side>>,
+    /// Questions about files that each peer waits to have answered.
+    questions: BTreeMap<PeerId, usize>,
 }
 
 /// Runs a host until the queue is closed.
@@ -219,6 +225,7 @@ pub async fn run_host<C: Channel + 'static>(
         inputs,
         tell,
         model: None,
+        choices: 0,
         text: None,
         settings: Settings::default(),
         engine: None,
@@ -229,6 +236,7 @@ pub async fn run_host<C: Channel + 'static>(
         told_end: false,
         jobs: FuturesUnordered::new(),
         sides: FuturesUnordered::new(),
+        questions: BTreeMap::new(),
     };
     host.changed();
     loop {
@@ -263,11 +271,10 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     fn drain(&mut self) {
         let mut changed = false;
         loop {
-            for news in self.net.take_lost() {
-                if let News::Lost(peer, reason) = news {
-                    (self.tell)(HostEvent::Disconnect { peer });
-                    self.handle(Event::Lost { peer, reason });
-                }
+            for (peer, reason) in std::mem::take(&mut self.net.lost) {
+                (self.tell)(HostEvent::Disconnect { peer });
+                self.questions.remove(&peer);
+                self.handle(Event::Lost { peer, reason });
             }
             let Some(output) = self.coordinator.poll() else { break };
             match output {
@@ -289,8 +296,10 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             }
         }
         if changed {
-            self.ended();
             self.changed();
+            if self.ended() {
+                self.drain();
+            }
         }
     }
 
@@ -317,14 +326,21 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         }
         self.handle(match done {
             Ok(done) => Event::Done(done),
-            Err(error) => Event::JobFailed { reason: error.to_string() },
+            Err(error) => Event::JobFailed { reason: error.in_words() },
         });
     }
 
     fn side(&mut self, side: Side) {
         match side {
-            Side::File { peer, id, answer } => self.net.send(peer, &Message::File { id, answer }),
-            Side::Opened(Opened { choice: (source, name, base), model }) => match model {
+            Side::File { peer, id, answer } => {
+                if let Some(open) = self.questions.get_mut(&peer) {
+                    *open = open.saturating_sub(1);
+                }
+                self.net.send(peer, &Message::File { id, answer });
+            }
+            // The choice that was made last counts, whichever is read first.
+            Side::Opened(Opened { number, .. }) if number != self.choices => {}
+            Side::Opened(Opened { choice: (source, name, base), model, .. }) => match model {
                 Ok(model) => {
                     self.model = Some((model.clone(), source, base));
                     (self.tell)(HostEvent::Model { name, model });
@@ -339,13 +355,10 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         match input {
             Input::Channel { peer, lane, make } => self.net.insert(peer, lane, make),
             Input::Frame { id, bytes } => {
-                for news in self.net.frame(id, &bytes) {
-                    match news {
-                        News::Arrived(Arrival::Linked { peer, lane }) => {
-                            self.handle(Event::Linked { peer, lane })
-                        }
-                        News::Arrived(Arrival::Message { from, message }) => self.message(from, message),
-                        News::Lost(peer, reason) => self.handle(Event::Lost { peer, reason }),
+                for arrival in self.net.frame(id, &bytes) {
+                    match arrival {
+                        Arrival::Linked { peer, lane } => self.handle(Event::Linked { peer, lane }),
+                        Arrival::Message { from, message } => self.message(from, message),
                     }
                 }
             }
@@ -353,6 +366,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             Input::Closed { id } => self.net.closed(id),
             Input::Gone { peer, reason } => self.net.gone(peer, reason),
             Input::Tick => {
+                self.net.tick();
                 let now = self.environment.now();
                 if self.coordinator.poll_timeout() <= now {
                     self.coordinator.handle_timeout(now);
@@ -365,9 +379,26 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     }
 
     fn message(&mut self, from: PeerId, message: Message) {
+        if let (Message::Applied { states, .. }, Some((model, _))) = (&message, &self.run_model) {
+            if let Err(error) = adapter::check(states, &self.settings, &model.config) {
+                let reason = format!("it sent adapters that cannot be used: {error}");
+                self.net.send(
+                    from,
+                    &Message::Goodbye { reason: "This device sent adapters that cannot be used.".into() },
+                );
+                return self.net.gone(from, reason);
+            }
+        }
         let (Message::FileSize { id, .. } | Message::FileRead { id, .. }) = message else {
             return self.handle(Event::Message { from, message });
         };
+        // A stage asks one question at a time; answers that nobody reads must not pile up.
+        let open = self.questions.entry(from).or_default();
+        if *open >= 2 || self.net.ports.queued(from) as u64 > 2 * MAX_FILE_READ {
+            let answer = FileAnswer::Error("too many questions at once".into());
+            return self.net.send(from, &Message::File { id, answer });
+        }
+        *open += 1;
         let model = self.run_model.as_ref().map(|(model, _)| model.clone());
         let side = async move {
             let answer = match model {
@@ -383,9 +414,11 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         match command {
             HostCommand::SetModel(choice) => {
                 let ModelChoice { files, source, name, base } = *choice;
+                self.choices += 1;
+                let number = self.choices;
                 let open = async move {
                     let model = Model::open(files).await;
-                    Side::Opened(Opened { choice: (source, name, base), model })
+                    Side::Opened(Opened { number, choice: (source, name, base), model })
                 };
                 self.sides.push(open.boxed_local());
             }
@@ -505,19 +538,22 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     }
 
     fn loaded(&mut self) {
+        // The plan may have changed while the text before was being written: it goes on by itself.
+        if self.texts.borrow().get(BEFORE).is_some() {
+            return;
+        }
         if !self.sample(BEFORE) {
             self.go();
         }
     }
 
-    fn ended(&mut self) {
+    /// Whether the text after the run has just been begun.
+    fn ended(&mut self) -> bool {
         let ended = matches!(self.coordinator.phase(), RunPhase::Finished | RunPhase::Stopped);
-        if ended && !self.told_end {
-            self.told_end = true;
-            if self.coordinator.committed().0 > 0 {
-                self.sample(AFTER);
-            }
-        }
+        ended
+            && !std::mem::replace(&mut self.told_end, ended)
+            && self.coordinator.committed().0 > 0
+            && self.sample(AFTER)
     }
 
     fn inferred(&mut self, request: u32, done: bool) {

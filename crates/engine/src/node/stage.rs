@@ -1,7 +1,7 @@
 //! The loop of a stage.
 
 use super::files::{HostFiles, Questions};
-use super::{Environment, Input, Inputs, Net, News};
+use super::{Environment, Input, Inputs, Net};
 use crate::error::EngineError;
 use crate::stage::StageEngine;
 use baton_formats::{Files, FilesError, ModelConfig, UrlFiles};
@@ -94,13 +94,11 @@ pub async fn run_stage<C: Channel + 'static>(
     loop {
         let mut changed = false;
         loop {
-            for news in net.take_lost() {
-                if let News::Lost(peer, reason) = news {
-                    if peer == host {
-                        questions.borrow_mut().give_up();
-                    }
-                    stage.handle(Event::Lost { peer, reason }, environment.now());
+            for (peer, reason) in std::mem::take(&mut net.lost) {
+                if peer == host {
+                    questions.borrow_mut().give_up();
                 }
+                stage.handle(Event::Lost { peer, reason }, environment.now());
             }
             let Some(output) = stage.poll() else { break };
             match output {
@@ -154,24 +152,24 @@ pub async fn run_stage<C: Channel + 'static>(
         select! {
             input = queue.select_next_some() => match input {
                 Input::Channel { peer, lane, make } => net.insert(peer, lane, make),
-                Input::Frame { id, bytes } => for news in net.frame(id, &bytes) {
-                    match news {
-                        News::Arrived(Arrival::Linked { peer, lane }) => {
+                Input::Frame { id, bytes } => for arrival in net.frame(id, &bytes) {
+                    match arrival {
+                        Arrival::Linked { peer, lane } => {
                             stage.handle(Event::Linked { peer, lane }, now());
                         }
-                        News::Arrived(Arrival::Message { from, message: Message::File { id, answer } }) if from == host => {
+                        Arrival::Message { from, message: Message::File { id, answer } } if from == host => {
                             questions.borrow_mut().answer(id, answer);
                         }
-                        News::Arrived(Arrival::Message { from, message }) => {
+                        Arrival::Message { from, message } => {
                             stage.handle(Event::Message { from, message }, now());
                         }
-                        News::Lost(peer, reason) => stage.handle(Event::Lost { peer, reason }, now()),
                     }
                 },
                 Input::Writable { id } => net.writable(id),
                 Input::Closed { id } => net.closed(id),
                 Input::Gone { peer, reason } => net.gone(peer, reason),
                 Input::Tick => {
+                    net.tick();
                     if stage.poll_timeout().is_some_and(|at| at <= now()) {
                         stage.handle_timeout(now());
                     }

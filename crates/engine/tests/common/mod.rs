@@ -118,39 +118,41 @@ pub fn run_room(
         let outcome = outcome.clone();
         let host = host.clone();
         let settings = settings.clone();
-        let mut chosen = 0;
-        move |event| match event {
-            HostEvent::Model { .. } | HostEvent::Text { .. } => {
-                chosen += usize::from(matches!(event, HostEvent::Text { .. }));
+        let (mut chosen, mut here, mut started) = (false, stages == 0, false);
+        move |event| {
+            chosen |= matches!(event, HostEvent::Text { .. });
+            if let HostEvent::Changed { devices, .. } = &event {
+                here |= devices.iter().filter(|device| device.device.is_some()).count() == stages;
             }
-            HostEvent::Changed { phase, devices, .. } => {
-                let ready = devices.iter().filter(|device| device.device.is_some()).count() == stages;
-                if phase == RunPhase::Lobby && ready && chosen == 1 {
-                    chosen = 2;
-                    let start = HostCommand::Start(Box::new(settings.clone()));
-                    host.unbounded_send(Input::Command(start)).unwrap();
-                }
-                if let RunPhase::Paused(Some(_)) = phase {
-                    host.unbounded_send(Input::Command(HostCommand::Resume)).unwrap();
-                }
-                let over = matches!(phase, RunPhase::Finished | RunPhase::Failed(_));
-                let told = outcome.borrow_mut().phase.replace(phase.clone()) == Some(phase);
-                if over && !told {
-                    host.unbounded_send(Input::Command(HostCommand::GetAdapter)).unwrap();
-                }
+            if chosen && here && !std::mem::replace(&mut started, chosen && here) {
+                let start = HostCommand::Start(Box::new(settings.clone()));
+                host.unbounded_send(Input::Command(start)).unwrap();
             }
-            HostEvent::Committed { report, .. } => {
-                outcome.borrow_mut().losses.push(report.loss);
-                if let Some((stage, after)) = lose {
-                    if outcome.borrow().losses.len() == after {
-                        peer_inputs[stage].unbounded_send(Input::Command(StageCommand::Leave)).unwrap();
+            match event {
+                HostEvent::Model { .. } | HostEvent::Text { .. } => {}
+                HostEvent::Changed { phase, .. } => {
+                    if let RunPhase::Paused(Some(_)) = phase {
+                        host.unbounded_send(Input::Command(HostCommand::Resume)).unwrap();
+                    }
+                    let over = matches!(phase, RunPhase::Finished | RunPhase::Failed(_));
+                    let told = outcome.borrow_mut().phase.replace(phase.clone()) == Some(phase);
+                    if over && !told {
+                        host.unbounded_send(Input::Command(HostCommand::GetAdapter)).unwrap();
                     }
                 }
+                HostEvent::Committed { report, .. } => {
+                    outcome.borrow_mut().losses.push(report.loss);
+                    if let Some((stage, after)) = lose {
+                        if outcome.borrow().losses.len() == after {
+                            peer_inputs[stage].unbounded_send(Input::Command(StageCommand::Leave)).unwrap();
+                        }
+                    }
+                }
+                HostEvent::Sample { text, .. } => outcome.borrow_mut().samples.push(text),
+                HostEvent::Adapter { zip, .. } => outcome.borrow_mut().zip = zip,
+                HostEvent::Error { message, .. } => outcome.borrow_mut().errors.push(message),
+                HostEvent::Generated { .. } | HostEvent::Disconnect { .. } => {}
             }
-            HostEvent::Sample { text, .. } => outcome.borrow_mut().samples.push(text),
-            HostEvent::Adapter { zip, .. } => outcome.borrow_mut().zip = zip,
-            HostEvent::Error { message, .. } => outcome.borrow_mut().errors.push(message),
-            HostEvent::Generated { .. } | HostEvent::Disconnect { .. } => {}
         }
     };
     let choice = ModelChoice {
@@ -177,7 +179,7 @@ pub fn adapter_numbers(zip: &[u8], model: &std::path::Path) -> Vec<f32> {
         let mut entry = archive.by_index(index).unwrap();
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).unwrap();
-        memory.insert(entry.name().trim_start_matches("adapter/"), bytes);
+        memory.insert(entry.name().unwrap().trim_start_matches("adapter/"), bytes);
     }
     let config = std::fs::read(model.join("config.json")).unwrap();
     let config = baton_formats::ModelConfig::parse(&config).unwrap();
