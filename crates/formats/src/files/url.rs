@@ -328,6 +328,9 @@ mod browser {
                 let headers = Headers::new()?;
                 headers.set("Range", &range)?;
                 init.set_headers(&headers);
+                // Chromium keeps a part, and asks for the next one with If-Range: to that a server may answer with the
+                // whole file. Set by name, as web-sys has it only with a feature of its own.
+                Reflect::set(&init, &JsValue::from_str("cache"), &JsValue::from_str("no-store"))?;
             }
             None => init.set_method("HEAD"),
         }
