@@ -1,5 +1,11 @@
-//! Where phones in the room find this machine: its addresses, and a QR code of a link.
+//! Where phones in the room find this machine: its addresses, for its own page too, and a QR code of a link.
 
+use axum::{
+    Json,
+    extract::{ConnectInfo, State},
+    http::header,
+    response::IntoResponse,
+};
 use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -18,6 +24,26 @@ pub fn links(scheme: &str, bound: SocketAddr) -> Vec<String> {
         ip => vec![ip],
     };
     hosts.into_iter().map(|ip| format!("{scheme}://{}", SocketAddr::new(ip, bound.port()))).collect()
+}
+
+/// Where a server listens, and how it speaks there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub(crate) scheme: &'static str,
+    /// None if the kernel does not say.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// `GET /lan`: the base URLs of [`links`], found anew, as the machine may have changed networks. They are for a page
+/// that was opened at localhost, whose address phones cannot open; who comes from elsewhere gets none.
+pub(crate) async fn lan(
+    State(bound): State<Bound>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+) -> impl IntoResponse {
+    let address = bound.address.filter(|_| client.ip().to_canonical().is_loopback());
+    let links = address.map(|address| links(bound.scheme, address)).unwrap_or_default();
+    let bases: Vec<_> = links.into_iter().map(|link| format!("{link}/")).collect();
+    ([(header::CACHE_CONTROL, "no-store")], Json(bases))
 }
 
 /// A QR code of `text` in half blocks, dark modules as ink; none if the text is too long for one. On a screen it

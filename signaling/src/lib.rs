@@ -3,7 +3,7 @@
 //! * [`rooms`]: who is in which room, as a machine without sockets and clocks;
 //! * [`frame`] and [`refusal`]: what comes in, and why it may be refused;
 //! * [`config`], [`lan`], [`tls`]: limits, links, certificates;
-//! * [`serve`]: all of it behind `/ws`, `/healthz`, `/metrics`, and the page everywhere else.
+//! * [`serve`]: all of it behind `/ws`, `/healthz`, `/metrics`, `/lan`, and the page everywhere else.
 
 pub mod config;
 mod door;
@@ -41,9 +41,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tls::TlsError> {
     let hub = Arc::new(Hub::new(&config));
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let bound = lan::Bound { scheme, address: listener.local_addr().ok() };
     let door = Door {
         tls: config.tls.as_ref().map(tls::Identity::load).transpose()?,
-        app: routes(Arc::clone(&hub), &config),
+        app: routes(Arc::clone(&hub), bound, &config),
         patience: config.timeouts.head,
         most: config.limits.sockets,
     };
@@ -62,11 +64,12 @@ pub async fn serve(
     Ok(())
 }
 
-fn routes(hub: Arc<Hub>, config: &Config) -> Router {
+fn routes(hub: Arc<Hub>, bound: lan::Bound, config: &Config) -> Router {
     Router::new()
         .route("/ws", get(socket::upgrade))
         .route("/metrics", get(metrics::metrics))
         .with_state(hub)
+        .merge(Router::new().route("/lan", get(lan::lan)).with_state(bound))
         .route("/healthz", get(async || ([(header::CACHE_CONTROL, "no-store")], "ok\n")))
         .merge(page::routes(config.dist.clone()))
 }

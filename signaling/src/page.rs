@@ -88,11 +88,11 @@ async fn dress(State(dist): State<Arc<Path>>, mut request: Request, next: Next) 
 /// What the page may load and run. `scripts` are the hashes of its inline scripts, each with a space before it.
 ///
 /// Styles may be inline (Leptos sets style attributes); scripts may not, but for those that trunk wrote into
-/// `index.html`, which are allowed by hash. Models come from any HTTPS hub.
+/// `index.html`, which are allowed by hash. Models come from any hub, or over plain HTTP from a machine in the room.
 fn policy(scripts: &str) -> HeaderValue {
     let policy = format!(
         "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline'; \
-         img-src 'self' data: blob:; connect-src 'self' ws: wss: https: blob:; worker-src 'self' blob:; \
+         img-src 'self' data: blob:; connect-src 'self' ws: wss: http: https: blob:; worker-src 'self' blob:; \
          object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
     );
     HeaderValue::try_from(policy).expect("words and base64 are valid in a header")

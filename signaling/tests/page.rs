@@ -4,10 +4,10 @@
 mod common;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use baton_signaling::Config;
+use baton_signaling::{Config, lan};
 use common::{Server, request};
 use sha2::{Digest, Sha256};
-use std::fs;
+use std::{fs, net::Ipv4Addr};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -92,6 +92,9 @@ async fn the_policy_lets_run_what_the_page_was_built_with_and_nothing_else() {
     let scripts = policy(&page);
     let scripts = scripts.split("; ").find(|part| part.starts_with("script-src")).unwrap();
     assert_eq!(scripts, format!("script-src 'self' 'wasm-unsafe-eval' {}", allowed(SCRIPT)));
+    // Sockets, and models from wherever their folder is.
+    let connections = policy(&page);
+    assert!(connections.contains("; connect-src 'self' ws: wss: http: https: blob:;"), "{connections}");
     assert_eq!(page.header("x-content-type-options"), "nosniff");
     assert_eq!(page.header("referrer-policy"), "no-referrer");
     assert_eq!(page.header("cross-origin-opener-policy"), "same-origin");
@@ -125,6 +128,29 @@ async fn what_is_not_there_is_not_found_and_nothing_outside_is_there() {
     fs::remove_file(dist.path().parent().unwrap().join("baton-outside.txt")).unwrap();
     let stream = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(request(stream, "POST", "/", &[]).await.status, 405);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_at_localhost_learns_where_phones_find_it_and_nobody_else_does() {
+    let bases = |response: &common::Response| {
+        assert_eq!((response.status, response.header("content-type")), (200, "application/json"));
+        assert_eq!(response.header("cache-control"), "no-store");
+        serde_json::from_slice::<Vec<String>>(&response.body).unwrap()
+    };
+    let server = Server::start_at(Ipv4Addr::UNSPECIFIED, Config::default()).await;
+    let port = server.address.port();
+    let addresses = lan::addresses();
+    let expected: Vec<_> = addresses.iter().map(|ip| format!("http://{ip}:{port}/")).collect();
+    assert_eq!(bases(&server.get("/lan", &[]).await), expected);
+    for ip in addresses {
+        let stream = TcpStream::connect((ip, port)).await.unwrap();
+        assert!(bases(&request(stream, "GET", "/lan", &[]).await).is_empty(), "{ip}");
+    }
+    server.stop().await;
+    // Where nobody else reaches it.
+    let server = Server::start(Config::default()).await;
+    assert!(bases(&server.get("/lan", &[]).await).is_empty());
     server.stop().await;
 }
 

@@ -8,7 +8,11 @@ use baton_protocol::{
 };
 use baton_signaling::{Config, Timeouts, serve, tls::TlsError};
 use futures::{SinkExt, StreamExt};
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -32,8 +36,12 @@ pub struct Server {
 
 impl Server {
     pub async fn start(config: Config) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::start_at(Ipv4Addr::LOCALHOST, config).await
+    }
+
+    pub async fn start_at(ip: Ipv4Addr, config: Config) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let address = (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()).into();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(serve(listener, config, async {
             let _ = stopped.await;
