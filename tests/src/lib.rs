@@ -214,6 +214,15 @@ pub struct Tab {
     home: tempfile::TempDir,
 }
 
+impl Drop for Tab {
+    /// A test that failed leaves no browser behind that trains on and slows the others.
+    fn drop(&mut self) {
+        let profile = format!("--user-data-dir={}", self.home.path().display());
+        // Nothing to kill is the usual case.
+        let _ = std::process::Command::new("pkill").args(["-9", "-f", "--", &profile]).status();
+    }
+}
+
 impl Tab {
     async fn cdp(&self, command: &'static str, parameters: Value) -> Result<Value> {
         Ok(self.client.issue_cmd(Cdp(command, parameters)).await?)
@@ -367,7 +376,7 @@ impl Tab {
 
     /// Closes the tab and its browser.
     pub async fn close(self) -> Result<()> {
-        Ok(self.client.close().await?)
+        Ok(self.client.clone().close().await?)
     }
 }
 

@@ -132,7 +132,7 @@ async fn one_webgpu_tab_among_cpu_tabs_equals_one_process() -> Result<()> {
     choose(&host, "3", "f32").await?;
     let cpu = join(&browser, &host, 2, &TabOptions::default()).await?;
     let gpu = join(&browser, &host, 1, &TabOptions { webgpu: true, ..TabOptions::default() }).await?;
-    gpu[0].wait("#engine", "data-backend", 120, |backend| backend == "WebGPU").await?;
+    gpu[0].wait("#stage", "data-backend", 120, |backend| backend == "WebGPU").await?;
     host.wait_for_devices(3, 120).await?;
     let (losses, weights) = finish(&host, 400).await?;
     compare(&losses, &weights, &reference)?;

@@ -3,13 +3,25 @@
 
 mod common;
 
+use baton_engine::source::AnyFiles;
+use baton_formats::DirFiles;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::RunPhase;
 use baton_protocol::run::Settings;
-use common::{Outcome, adapter_numbers, run_room, shared};
+use common::{Outcome, adapter_numbers, run_room};
 use std::path::{Path, PathBuf};
 
 const STEPS: u32 = 3;
+
+/// The shared models and data, beside the repository; none where they are not there.
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("NOTICE: {} is not there, so this test checks nothing", path.display());
+    None
+}
 
 fn settings() -> Settings {
     Settings {
@@ -34,6 +46,10 @@ fn files() -> Option<(PathBuf, Vec<u8>)> {
     Some((model, text))
 }
 
+fn dir(model: &Path) -> AnyFiles {
+    AnyFiles::Dir(DirFiles::new(model))
+}
+
 fn finished(outcome: &Outcome) {
     assert_eq!((&outcome.phase, &outcome.errors), (&Some(RunPhase::Finished), &Vec::new()));
     assert_eq!(outcome.losses.len(), STEPS as usize);
@@ -44,7 +60,8 @@ fn assert_same(model: &Path, got: &Outcome, want: &Outcome, tolerance: f64, what
     for (step, (got, want)) in got.losses.iter().zip(&want.losses).enumerate() {
         assert!((got - want).abs() <= tolerance * want, "{what}: step {step}: {got} against {want}");
     }
-    let (got, want) = (adapter_numbers(&got.zip, model), adapter_numbers(&want.zip, model));
+    let config = std::fs::read(model.join("config.json")).unwrap();
+    let (got, want) = (adapter_numbers(&got.zip, &config), adapter_numbers(&want.zip, &config));
     assert_eq!(got.len(), want.len());
     let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
     assert!(f64::from(worst) <= 10.0 * tolerance, "{what}: an adapter number differs by {worst}");
@@ -54,7 +71,13 @@ fn assert_same(model: &Path, got: &Outcome, want: &Outcome, tolerance: f64, what
 fn stages_and_micro_batches_change_no_loss() {
     let Some((model, text)) = files() else { return };
     let room = |stages, micro_batches| {
-        run_room(&model, ("valid.txt", text.clone()), &Settings { micro_batches, ..settings() }, stages, None)
+        run_room(
+            dir(&model),
+            ("valid.txt", text.clone()),
+            &Settings { micro_batches, ..settings() },
+            stages,
+            None,
+        )
     };
     let alone = room(0, 1);
     finished(&alone);
@@ -70,7 +93,7 @@ fn stages_and_micro_batches_change_no_loss() {
 #[test]
 fn f16_boundaries_and_recomputation_stay_close() {
     let Some((model, text)) = files() else { return };
-    let room = |settings| run_room(&model, ("valid.txt", text.clone()), &settings, 3, None);
+    let room = |settings| run_room(dir(&model), ("valid.txt", text.clone()), &settings, 3, None);
     let exact = room(settings());
     let half = room(Settings { boundary: Precision::F16, ..settings() });
     finished(&half);
@@ -83,7 +106,7 @@ fn f16_boundaries_and_recomputation_stay_close() {
 #[test]
 fn a_device_that_leaves_costs_no_step() {
     let Some((model, text)) = files() else { return };
-    let room = |stages, lose| run_room(&model, ("valid.txt", text.clone()), &settings(), stages, lose);
+    let room = |stages, lose| run_room(dir(&model), ("valid.txt", text.clone()), &settings(), stages, lose);
     let undisturbed = room(3, None);
     for (stages, stage) in [(3, 0), (3, 1), (3, 2), (1, 0)] {
         let what = format!("stage {stage} of {stages} left");
@@ -94,7 +117,7 @@ fn a_device_that_leaves_costs_no_step() {
 #[test]
 fn more_devices_than_blocks_leave_the_rest_waiting() {
     let Some((model, text)) = files() else { return };
-    let outcome = run_room(&model, ("valid.txt", text), &settings(), 7, None);
+    let outcome = run_room(dir(&model), ("valid.txt", text), &settings(), 7, None);
     finished(&outcome);
     let blocks: Vec<_> = outcome.stage_blocks.into_iter().flatten().collect();
     assert_eq!(blocks, [0..1, 1..2, 2..3, 3..4, 4..5]);
@@ -104,7 +127,7 @@ fn more_devices_than_blocks_leave_the_rest_waiting() {
 fn the_model_writes_the_same_through_the_ring_and_alone() {
     let Some((model, text)) = files() else { return };
     let settings = Settings { sample_tokens: 24, steps: STEPS, ..settings() };
-    let room = |stages| run_room(&model, ("valid.txt", text.clone()), &settings, stages, None);
+    let room = |stages| run_room(dir(&model), ("valid.txt", text.clone()), &settings, stages, None);
     let (alone, ring) = (room(0), room(2));
     finished(&ring);
     assert_eq!(alone.samples.len(), 2);
@@ -118,7 +141,7 @@ fn a_prompt_is_read_and_a_completion_is_learned() {
     let line = r#"{"prompt":"What does the fox say? ","completion":"Yip yip yip."}"#;
     let text = format!("{line}\n").repeat(8).into_bytes();
     let settings = Settings { steps: STEPS, lr: 1e-2, sample_tokens: 4, ..settings() };
-    let outcome = run_room(&model, ("fox.jsonl", text), &settings, 2, None);
+    let outcome = run_room(dir(&model), ("fox.jsonl", text), &settings, 2, None);
     finished(&outcome);
     assert!(outcome.losses[2] < 0.8 * outcome.losses[0], "{:?}", outcome.losses);
     assert!(outcome.samples[1].starts_with("What does the fox say?"), "{:?}", outcome.samples);
@@ -128,7 +151,7 @@ fn a_prompt_is_read_and_a_completion_is_learned() {
 fn a_run_that_diverges_ends_with_the_reason_and_blames_no_device() {
     let Some((model, text)) = files() else { return };
     let settings = Settings { lr: 10.0, weight_decay: 1e30, grad_clip: 0.0, ..settings() };
-    let outcome = run_room(&model, ("valid.txt", text), &settings, 2, None);
+    let outcome = run_room(dir(&model), ("valid.txt", text), &settings, 2, None);
     let Some(RunPhase::Failed(reason)) = &outcome.phase else { panic!("{:?}", outcome.phase) };
     assert!(reason.contains("diverged"), "{reason}");
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 /// The shared models and data, beside the repository; none where they are not there.
-pub fn shared(path: &str) -> Option<PathBuf> {
+pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
     if path.exists() {
         return Some(path);
@@ -18,7 +18,7 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 /// Runs `baton` and gives its standard output.
-pub fn baton(arguments: &[&str]) -> String {
+pub(crate) fn baton(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(output.status.success(), "baton {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
@@ -26,7 +26,7 @@ pub fn baton(arguments: &[&str]) -> String {
 
 /// Runs `baton`, which must fail in words and without a panic, and gives what it says.
 #[allow(dead_code, reason = "not every test file has failures")]
-pub fn fails(arguments: &[&str]) -> String {
+pub(crate) fn fails(arguments: &[&str]) -> String {
     let output = run(arguments);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "baton {arguments:?}: {said}");

@@ -5,7 +5,7 @@ use baton_engine::node::{
     run_host, run_stage,
 };
 use baton_engine::source::AnyFiles;
-use baton_formats::{DirFiles, MemoryFiles};
+use baton_formats::MemoryFiles;
 use baton_protocol::PeerId;
 use baton_protocol::coordinator::RunPhase;
 use baton_protocol::link::Lane;
@@ -16,26 +16,16 @@ use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
 use std::cell::RefCell;
 use std::io::Read;
-use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// The shared models and data, beside the repository; none where they are not there.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("NOTICE: {} is not there, so this test checks nothing", path.display());
-    None
-}
-
+/// Everything here happens at once.
 #[derive(Clone)]
-struct Process(Instant);
+struct AtOnce;
 
-impl Environment for Process {
+impl Environment for AtOnce {
     fn now(&self) -> Duration {
-        self.0.elapsed()
+        Duration::ZERO
     }
 
     async fn breathe(&self) {}
@@ -43,14 +33,14 @@ impl Environment for Process {
 
 /// What a run left.
 #[derive(Debug, Default)]
-pub struct Outcome {
-    pub losses: Vec<f64>,
+pub(crate) struct Outcome {
+    pub(crate) losses: Vec<f64>,
     /// The adapter archive.
-    pub zip: Vec<u8>,
-    pub samples: Vec<String>,
-    pub errors: Vec<String>,
-    pub phase: Option<RunPhase>,
-    pub stage_blocks: Vec<Option<std::ops::Range<u16>>>,
+    pub(crate) zip: Vec<u8>,
+    pub(crate) samples: Vec<String>,
+    pub(crate) errors: Vec<String>,
+    pub(crate) phase: Option<RunPhase>,
+    pub(crate) stage_blocks: Vec<Option<std::ops::Range<u16>>>,
 }
 
 const HOST: PeerId = PeerId(1);
@@ -79,14 +69,14 @@ fn connect<A: 'static, B: 'static>(
 }
 
 /// Runs a room of `stages` devices to its end. With `lose`, that stage leaves after that many steps.
-pub fn run_room(
-    model: &std::path::Path,
+pub(crate) fn run_room(
+    files: AnyFiles,
     text: (&str, Vec<u8>),
     settings: &Settings,
     stages: usize,
     lose: Option<(usize, usize)>,
 ) -> Outcome {
-    let environment = Process(Instant::now());
+    let environment = AtOnce;
     let outcome = Rc::new(RefCell::new(Outcome { stage_blocks: vec![None; stages], ..Outcome::default() }));
     let mut pool = LocalPool::new();
     let spawner = pool.spawner();
@@ -155,12 +145,7 @@ pub fn run_room(
             }
         }
     };
-    let choice = ModelChoice {
-        files: AnyFiles::Dir(DirFiles::new(model)),
-        source: ModelSource::Host,
-        name: "test".into(),
-        base: None,
-    };
+    let choice = ModelChoice { files, source: ModelSource::Host, name: "test".into(), base: None };
     host.unbounded_send(Input::Command(HostCommand::SetModel(Box::new(choice)))).unwrap();
     host.unbounded_send(Input::Command(HostCommand::SetText(text.0.into(), text.1))).unwrap();
     let introduction = Device { name: "host".into(), backend: "CPU".into() };
@@ -171,8 +156,8 @@ pub fn run_room(
     outcome.take()
 }
 
-/// The numbers of an adapter archive, by tensor.
-pub fn adapter_numbers(zip: &[u8], model: &std::path::Path) -> Vec<f32> {
+/// The numbers of an adapter archive, in the order of its tensors.
+pub(crate) fn adapter_numbers(zip: &[u8], config: &[u8]) -> Vec<f32> {
     let mut archive = zip::ZipArchive::new(std::io::Cursor::new(zip)).expect("our own archive reads back");
     let mut memory = MemoryFiles::new();
     for index in 0..archive.len() {
@@ -181,8 +166,7 @@ pub fn adapter_numbers(zip: &[u8], model: &std::path::Path) -> Vec<f32> {
         entry.read_to_end(&mut bytes).unwrap();
         memory.insert(entry.name().unwrap().trim_start_matches("adapter/"), bytes);
     }
-    let config = std::fs::read(model.join("config.json")).unwrap();
-    let config = baton_formats::ModelConfig::parse(&config).unwrap();
+    let config = baton_formats::ModelConfig::parse(config).unwrap();
     let read = futures::executor::block_on(baton_formats::Adapter::read(&memory, &config)).unwrap();
     read.weights.into_values().flat_map(|pair| pair.a.into_iter().chain(pair.b)).collect()
 }
