@@ -22,5 +22,5 @@
 //! | `#download` | the adapter as a zip archive |
 //! | `#generate-prompt`, `#generate-tokens`, `#generate-temperature`, `#generate`, `#generated[data-done]` | try it |
 //! | `#error-engine`, `-room`, `-model`, `-text`, `-settings`, `-run`, `-peer`, `-generate` | errors in words |
-//! | `#stage[data-state][data-blocks]` | a joiner: `starting`, `joining`, `connecting`, `waiting`, `loading`, `training`, `idle`, `ended`, `left` |
+//! | `#stage[data-state][data-backend][data-blocks]` | a joiner: `starting`, `joining`, `connecting`, `waiting`, `loading`, `training`, `idle`, `ended`, `left` |
 //! | `#join-name`, `#join-leave`, `#join-retry`, `#join-error` | a joiner's controls and its error |

@@ -20,8 +20,6 @@ use leptos::prelude::*;
 
 /// Attempts to reach the server before a person is asked.
 const MOST_ATTEMPTS: u32 = 4;
-/// Envelopes kept until the engine is there; two offers with their candidates are about 30.
-const MAX_EARLY: usize = 256;
 /// A connection whose other end was closed shows it after 5 to 6 s.
 const HOST_LEFT_MS: u32 = 8_000;
 const HOST_LEFT: &str = "The host has left, and the room is closed.";
@@ -78,16 +76,8 @@ struct Held {
     engine: Option<Engine>,
     signal: Option<SignalClient>,
     mesh: Option<Mesh>,
-    joined: Option<Joined>,
-    early: Vec<(PeerId, String)>,
     wake: Option<WakeLock>,
     host_left: bool,
-}
-
-struct Joined {
-    me: PeerId,
-    host: PeerId,
-    ice_servers: Vec<IceServer>,
 }
 
 impl Visit {
@@ -99,27 +89,35 @@ impl Visit {
     fn begin(&self) {
         let number = self.let_go();
         let visit = *self;
-        let is_current = move || visit.with(|held| held.number == number) == Some(true);
         self.error.set(None);
         self.backend.set(None);
         self.stand.set(Stand::Starting { loaded: 0 });
         let engine = Engine::start(move |event| {
-            if is_current() {
+            if visit.is(number) {
                 visit.on_engine(event);
             }
         });
-        let room = self.secret.with_value(RoomSecret::room_id);
+        self.with(|held| {
+            held.engine = Some(engine);
+            held.wake = Some(WakeLock::hold());
+        });
+    }
+
+    fn is(&self, number: u32) -> bool {
+        self.with(|held| held.number == number) == Some(true)
+    }
+
+    /// Asks for a place in the room. Not before the engine is there: who has a place is made offers, and has to answer.
+    fn ask_in(&self) {
+        let Some(number) = self.with(|held| held.number) else { return };
+        let (visit, room) = (*self, self.secret.with_value(RoomSecret::room_id));
         let signal =
             SignalClient::connect(browser::server_url(), room, Role::Peer, MOST_ATTEMPTS, move |event| {
-                if is_current() {
+                if visit.is(number) {
                     visit.on_signal(event);
                 }
             });
-        self.with(|held| {
-            held.engine = Some(engine);
-            held.signal = Some(signal);
-            held.wake = Some(WakeLock::hold());
-        });
+        self.with(|held| held.signal = Some(signal));
     }
 
     /// Lets room, connections and engine go; what they still say is not heard.
@@ -177,7 +175,7 @@ impl Visit {
             FromWorker::Ready { backend } => {
                 self.backend.set(Some(backend));
                 self.stand.set(Stand::Joining);
-                self.enter();
+                self.ask_in();
             }
             FromWorker::Connect { peer } => {
                 if let Some(mesh) = self.mesh() {
@@ -213,14 +211,8 @@ impl Visit {
         }
     }
 
-    /// Begins to connect once there are both an engine and a place in the room.
-    fn enter(&self) {
-        let ready = self.with(|held| held.engine.as_ref().is_some_and(Engine::is_ready)) == Some(true);
-        if !ready {
-            return;
-        }
-        let Some(joined) = self.with(|held| held.joined.take()).flatten() else { return };
-        let Joined { me, host, ice_servers } = joined;
+    /// Begins to connect from the place in the room.
+    fn enter(&self, me: PeerId, host: PeerId, ice_servers: Vec<IceServer>) {
         self.stand.set(Stand::Connecting);
         self.say(&ToWorker::Join { name: self.name.get_untracked(), host, me }, Beside::Nothing);
         let config = MeshConfig { me, host, secret: self.secret.get_value(), ice_servers };
@@ -234,25 +226,24 @@ impl Visit {
             },
             move |event| visit.on_mesh(host, event),
         );
-        let early = self.with(|held| {
-            held.mesh = Some(mesh.clone());
-            std::mem::take(&mut held.early)
-        });
-        for (from, sealed) in early.unwrap_or_default() {
-            mesh.receive(from, &sealed);
-        }
+        self.with(|held| held.mesh = Some(mesh));
     }
 
     fn on_signal(&self, event: SignalEvent) {
         match event {
             SignalEvent::Joined { me, host, ice_servers, .. } => {
                 self.error.set(None);
-                self.with(|held| {
-                    held.joined = Some(Joined { me, host, ice_servers });
-                    held.mesh = None;
-                    held.early.clear();
-                });
-                self.enter();
+                if self.is_in_room() {
+                    // The connections stand from the first place; this one is a stranger's.
+                    if let Some(signal) = self.with(|held| held.signal.take()).flatten() {
+                        signal.leave();
+                    }
+                } else if self.mesh().is_some() {
+                    // The engine is bound to the first place, which is lost.
+                    self.begin();
+                } else {
+                    self.enter(me, host, ice_servers);
+                }
             }
             SignalEvent::PeerJoined(_) => {}
             SignalEvent::PeerLeft(peer) if self.host() == Some(peer) => self.host_left(),
@@ -261,16 +252,11 @@ impl Visit {
                     mesh.left(peer);
                 }
             }
-            SignalEvent::Relay { from, sealed } => match self.mesh() {
-                Some(mesh) => mesh.receive(from, &sealed),
-                None => {
-                    self.with(|held| {
-                        if held.early.len() < MAX_EARLY {
-                            held.early.push((from, sealed));
-                        }
-                    });
+            SignalEvent::Relay { from, sealed } => {
+                if let Some(mesh) = self.mesh() {
+                    mesh.receive(from, &sealed);
                 }
-            },
+            }
             SignalEvent::Trouble(SignalError::Refused { code: ErrorCode::NoSuchPeer, .. }) => {}
             SignalEvent::Trouble(error) => self.error.set(Some(error.to_string())),
             SignalEvent::Lost { retry_in } => self.error.set(Some(format!(
@@ -281,9 +267,14 @@ impl Visit {
         }
     }
 
+    /// Whether the host has greeted this device.
+    fn is_in_room(&self) -> bool {
+        self.stand.with_untracked(|stand| matches!(stand, Stand::InRoom(_)))
+    }
+
     /// Without a socket a device that is connected goes on.
     fn on_socket_end(&self, error: &SignalError) {
-        let connected = self.stand.with_untracked(|stand| matches!(stand, Stand::InRoom(_)));
+        let connected = self.is_in_room();
         match error {
             SignalError::Refused { code: ErrorCode::HostLeft, .. } if connected => self.host_left(),
             _ if connected => {}
@@ -321,7 +312,6 @@ impl Visit {
             MeshEvent::Channel { peer, lane, channel } => {
                 self.say(&ToWorker::Channel { peer, lane }, Beside::Channel(channel));
             }
-            MeshEvent::Connected { .. } => {}
             MeshEvent::Gone { peer, reason } => {
                 self.say(&ToWorker::PeerGone { peer }, Beside::Nothing);
                 if peer != host {
@@ -453,6 +443,7 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
                 id="stage"
                 aria-labelledby="stage-title"
                 data-state=name
+                data-backend=visit.backend
                 data-blocks=move || blocks().map(|(first, end)| format!("{first}-{end}"))
             >
                 <div hidden=over>

@@ -8,7 +8,12 @@ use gloo::{
     events::EventListener,
     timers::future::{TimeoutFuture, sleep},
 };
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    time::Duration,
+};
 use wasm_bindgen::JsCast;
 use wasm_bindgen_test::{wasm_bindgen_test, wasm_bindgen_test_configure};
 use web_sys::{MessageEvent, RtcDataChannel, RtcDataChannelState};
@@ -28,7 +33,7 @@ struct End {
 struct Seen {
     channels: RefCell<BTreeMap<Lane, RtcDataChannel>>,
     heard: Rc<RefCell<Vec<(Lane, String)>>>,
-    connected: RefCell<Vec<Lane>>,
+    made: Cell<usize>,
     gone: RefCell<Vec<Gone>>,
     listeners: RefCell<Vec<EventListener>>,
 }
@@ -53,9 +58,9 @@ fn end(me: PeerId, secret: RoomSecret, wire: &Wire) -> End {
                     heard.borrow_mut().push((lane, data.as_string().unwrap()));
                 });
                 sink.listeners.borrow_mut().push(listener);
+                sink.made.set(sink.made.get() + 1);
                 sink.channels.borrow_mut().insert(lane, channel);
             }
-            MeshEvent::Connected { lane, .. } => sink.connected.borrow_mut().push(lane),
             MeshEvent::Gone { reason, .. } => sink.gone.borrow_mut().push(reason),
         },
     );
@@ -113,7 +118,7 @@ async fn two_ends_talk_over_both_lanes() {
             (Lane::Bulk, "to the phone by Bulk".to_owned())
         ]
     );
-    assert_eq!(host.seen.connected.borrow().len(), 2);
+    assert!(host.mesh.stands(PHONE) && phone.mesh.stands(HOST));
     assert!(host.seen.gone.borrow().is_empty() && phone.seen.gone.borrow().is_empty());
     assert_eq!((host.mesh.refused(), phone.mesh.refused()), (0, 0));
 }
@@ -179,6 +184,21 @@ async fn a_second_offer_replaces_the_connection() {
     deliver(&wire, &[(&HOST, &host), (&PHONE, &phone)], again).await;
     assert!(host.seen.gone.borrow().is_empty() && phone.seen.gone.borrow().is_empty());
     assert_ne!(first.ready_state(), RtcDataChannelState::Open);
+}
+
+#[wasm_bindgen_test]
+async fn who_asks_twice_for_a_connection_does_not_begin_it_again() {
+    let wire = Wire::default();
+    let (host, phone) = (end(HOST, secret(), &wire), end(PHONE, secret(), &wire));
+    let ends = [(&HOST, &host), (&PHONE, &phone)];
+    host.mesh.connect(PHONE, Lane::Bulk);
+    host.mesh.connect(PHONE, Lane::Bulk);
+    // The other end has the offer, and its answer is not delivered yet.
+    deliver(&wire, &ends, || phone.mesh.has(HOST)).await;
+    host.mesh.connect(PHONE, Lane::Bulk);
+    deliver(&wire, &ends, || open(&host) + open(&phone) == 2).await;
+    assert_eq!((host.seen.made.get(), phone.seen.made.get()), (1, 1));
+    assert_eq!((host.mesh.refused(), phone.mesh.refused()), (0, 0));
 }
 
 #[wasm_bindgen_test]

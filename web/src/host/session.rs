@@ -131,6 +131,8 @@ struct Held {
     wake: Option<WakeLock>,
     leaving: Option<EventListener>,
     asked_new_room: bool,
+    /// Whether the worker has spoken of a run that the person has not put away.
+    begun: bool,
 }
 
 fn none() -> RwSignal<Option<String>> {
@@ -326,6 +328,7 @@ impl Session {
     /// Back to the three steps, with everything as it was.
     pub(crate) fn again(&self) {
         self.errors.run.set(None);
+        self.with(|held| held.begun = false);
         self.phase.set(RunPhase::Lobby);
     }
 
@@ -439,9 +442,15 @@ impl Session {
             }
             FromWorker::Devices { devices } => self.devices.set(devices),
             FromWorker::Phase { phase } => {
-                // A new lobby is entered by the person, who may still look at the results.
-                let starting = self.phase.with_untracked(|phase| *phase == RunPhase::Loading);
-                if phase != RunPhase::Lobby || starting {
+                use RunPhase::{Failed, Finished, Lobby, Stopped};
+                // It is told again with every change in the room: an end that comes before a run has begun is that of
+                // the run before, which the person has put away.
+                let goes_on = !matches!(phase, Lobby | Finished | Stopped | Failed { .. });
+                let begun = self.with(|held| {
+                    held.begun |= goes_on;
+                    held.begun
+                });
+                if begun == Some(true) {
                     self.phase.set(phase);
                 }
             }
@@ -548,8 +557,13 @@ impl Session {
                     },
                     move |event| session.on_mesh(event),
                 );
-                self.with(|held| held.meshes.push((me, mesh)));
-                for peer in peers {
+                // Who stayed connected while the socket was away is met already.
+                let older = self.meshes();
+                self.with(|held| {
+                    held.meshes.push((me, mesh));
+                    held.waiting.clear();
+                });
+                for peer in peers.into_iter().filter(|peer| !older.iter().any(|mesh| mesh.has(*peer))) {
                     self.connect(peer);
                 }
             }
@@ -621,7 +635,6 @@ impl Session {
             MeshEvent::Channel { peer, lane, channel } => {
                 self.post(&ToWorker::Channel { peer, lane }, Beside::Channel(channel));
             }
-            MeshEvent::Connected { .. } => {}
             MeshEvent::Gone { peer, reason } => {
                 self.say(&ToWorker::PeerGone { peer });
                 if reason != Gone::Left {

@@ -25,7 +25,7 @@ use web_sys::{
     RtcSdpType, RtcSessionDescriptionInit,
 };
 
-/// Until the first answer: a phone that has just joined may still be fetching its engine.
+/// Until the first answer: a page that was hidden after it joined answers when it is looked at again.
 const ANSWER_MS: u32 = 60_000;
 /// From the answer (or from a failure) to the connection; on one network it takes well under a second.
 const CONNECT_MS: u32 = 15_000;
@@ -58,13 +58,6 @@ pub enum MeshEvent {
         lane: Lane,
         /// The channel, not open yet.
         channel: RtcDataChannel,
-    },
-    /// The connection stands.
-    Connected {
-        /// To whom.
-        peer: PeerId,
-        /// What it is for.
-        lane: Lane,
     },
     /// All connections to a peer are closed, for good.
     Gone {
@@ -142,6 +135,15 @@ struct Connection {
     listeners: RefCell<Vec<EventListener>>,
 }
 
+impl Connection {
+    /// Nothing is heard of it any more.
+    fn close(&self) {
+        drop(self.listeners.take());
+        drop(self.deadline.take());
+        self.pc.close();
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.pc.close();
@@ -168,9 +170,13 @@ impl Mesh {
         }))
     }
 
-    /// Offers a connection; one that there is already is replaced.
+    /// Offers a connection. One that there is already is replaced, unless it is still being made by our offer: who asks
+    /// twice would only wait longer.
     pub fn connect(&self, peer: PeerId, lane: Lane) {
         let inner = &self.0;
+        if inner.is_offering(peer, lane) {
+            return;
+        }
         let attempt = inner.attempts.get();
         inner.attempts.set(attempt.wrapping_add(1));
         let connection = match inner.open(peer, lane, attempt, Side::Offerer) {
@@ -243,16 +249,19 @@ impl Inner {
         (connection.attempt == attempt && connection.side == side).then(|| Rc::clone(connection))
     }
 
+    fn is_offering(&self, peer: PeerId, lane: Lane) -> bool {
+        let connections = self.connections.borrow();
+        connections
+            .get(&(peer, lane))
+            .is_some_and(|connection| connection.side == Side::Offerer && !connection.stood.get())
+    }
+
     /// Takes the connections out first: closing them may call back.
     fn remove(&self, peer: PeerId) -> bool {
         let mut connections = self.connections.borrow_mut();
         let removed = [connections.remove(&(peer, Lane::Control)), connections.remove(&(peer, Lane::Bulk))];
         drop(connections);
-        for connection in removed.iter().flatten() {
-            drop(connection.listeners.take());
-            drop(connection.deadline.take());
-            connection.pc.close();
-        }
+        removed.iter().flatten().for_each(|connection| connection.close());
         removed.iter().any(Option::is_some)
     }
 
@@ -284,9 +293,7 @@ impl Inner {
     ) -> Result<Rc<Connection>, Gone> {
         let old = self.connections.borrow_mut().remove(&(peer, lane));
         if let Some(old) = old {
-            drop(old.listeners.take());
-            drop(old.deadline.take());
-            old.pc.close();
+            old.close();
         }
         if self.connections.borrow().len() >= MAX_CONNECTIONS {
             return Err(Gone::TooMany);
@@ -440,14 +447,12 @@ impl Inner {
     }
 
     fn changed(self: &Rc<Self>, connection: &Rc<Connection>) {
-        let (peer, lane) = (connection.peer, connection.lane);
+        let peer = connection.peer;
         match connection.pc.connection_state() {
             RtcPeerConnectionState::Connected => {
                 drop(connection.deadline.take());
                 connection.renewed.set(false);
-                if !connection.stood.replace(true) {
-                    (self.on_event)(MeshEvent::Connected { peer, lane });
-                }
+                connection.stood.set(true);
             }
             RtcPeerConnectionState::Failed => {
                 let reason = if connection.stood.get() { Gone::Lost } else { Gone::NoRoute };
