@@ -49,17 +49,26 @@ pub(crate) fn server_url() -> String {
     format!("{scheme}://{}/ws", location.host().unwrap_or_default())
 }
 
-/// The link that joins a room.
-pub(crate) fn join_link(secret: &RoomSecret) -> String {
-    let location = window().location();
-    let (origin, path) = (location.origin().unwrap_or_default(), location.pathname().unwrap_or_default());
-    format!("{origin}{path}#/join/{}", secret.to_code())
+/// The link that joins the room of this code: at `base`, or at this page's own address.
+pub(crate) fn join_link(code: &str, base: Option<String>) -> String {
+    let base = base.unwrap_or_else(|| {
+        let location = window().location();
+        location.origin().unwrap_or_default() + &location.pathname().unwrap_or_default()
+    });
+    format!("{base}#/join/{code}")
 }
 
 /// Whether other devices cannot open this page's address.
 pub(crate) fn only_reachable_here() -> bool {
     let host = window().location().hostname().unwrap_or_default();
     matches!(host.as_str(), "localhost" | "127.0.0.1" | "[::1]")
+}
+
+/// The address at which others can open this page, if its server knows one; trunk's, for one, does not.
+pub(crate) async fn lan_address() -> Option<String> {
+    let answer = fetch_bytes(&asset("/lan")).await.ok()?;
+    let addresses: Vec<String> = serde_json::from_slice(&answer).ok()?;
+    addresses.into_iter().next()
 }
 
 /// WebGPU, wake lock and the clipboard exist in secure contexts only.

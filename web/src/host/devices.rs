@@ -136,7 +136,10 @@ pub(crate) fn DevicesStep() -> impl IntoView {
                     </div>
                     <p class="visually-hidden" role="status">{move || copied.get().then_some("The link is copied.")}</p>
                     <p class="hint" hidden=move || !browser::only_reachable_here() || !in_lobby()>
-                        "Phones cannot open “localhost”. Open this page at the computer’s address on the Wi-Fi, which the server printed when it started."
+                        {move || session.lan.get().map_or_else(
+                            || "Phones cannot open “localhost”. Open this page at the computer’s address on the Wi-Fi, which the server printed when it started.".into(),
+                            |address| format!("Phones cannot open “localhost”, so the link and the code use this computer’s address on the network: {address}"),
+                        )}
                     </p>
                 </div>
             </div>

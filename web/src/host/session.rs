@@ -99,7 +99,9 @@ pub(crate) type Sample = Option<(String, String)>;
 pub(crate) struct Session {
     pub(crate) engine_state: RwSignal<EngineState>,
     pub(crate) room: RwSignal<RoomState>,
-    pub(crate) link: RwSignal<Option<String>>,
+    pub(crate) link: Memo<Option<String>>,
+    /// Where others find a page that was opened at localhost.
+    pub(crate) lan: RwSignal<Option<String>>,
     pub(crate) model: RwSignal<Choice<ModelInfo>>,
     pub(crate) text: RwSignal<Choice<TextInfo>>,
     pub(crate) form: RwSignal<Form>,
@@ -113,6 +115,7 @@ pub(crate) struct Session {
     pub(crate) generating: RwSignal<bool>,
     pub(crate) downloading: RwSignal<bool>,
     pub(crate) errors: Errors,
+    code: RwSignal<Option<String>>,
     held: StoredValue<Held, LocalStorage>,
 }
 
@@ -149,10 +152,12 @@ fn pasted_name(text: &str) -> &'static str {
 impl Session {
     /// Starts the engine and opens a room.
     pub(crate) fn start() -> Self {
+        let (code, lan) = (none(), none());
         let session = Self {
             engine_state: RwSignal::new(EngineState::Starting { loaded: 0 }),
             room: RwSignal::new(RoomState::Opening),
-            link: RwSignal::new(None),
+            link: Memo::new(move |_| code.get().map(|code| browser::join_link(&code, lan.get()))),
+            lan,
             model: RwSignal::new(Choice::Busy),
             text: RwSignal::new(Choice::Busy),
             form: RwSignal::new(browser::stored(FORM_KEY).unwrap_or_default()),
@@ -175,12 +180,18 @@ impl Session {
                 peer: none(),
                 generate: none(),
             },
+            code,
             held: StoredValue::new_local(Held::default()),
         };
         session.with(|held| held.text = Some(TextChoice::Sample));
         let engine = Engine::start(move |event| session.on_engine(event));
         session.with(|held| held.engine = Some(engine));
         session.open_room(false);
+        if browser::only_reachable_here() {
+            spawn_local(async move {
+                lan.try_set(browser::lan_address().await);
+            });
+        }
         Effect::new(move |_| session.form.with(|form| browser::store(FORM_KEY, form)));
         Effect::new(move |_| session.hold_on(session.is_busy()));
         session
@@ -528,7 +539,7 @@ impl Session {
                 .room
                 .set(Some("This browser gives no random numbers, so no room can be made.".into()));
         };
-        self.link.set(Some(browser::join_link(&secret)));
+        self.code.set(Some(secret.to_code()));
         self.room.set(RoomState::Opening);
         let (session, room_id) = (*self, secret.room_id());
         let client =
