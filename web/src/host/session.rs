@@ -8,6 +8,7 @@ use crate::{
 use baton_protocol::{
     PeerId,
     link::Lane,
+    run::Settings,
     signal::{ErrorCode, Role},
 };
 use baton_transport::browser::{Gone, Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
@@ -444,6 +445,11 @@ impl Session {
             }
             FromWorker::Model { model } => {
                 self.errors.model.set(None);
+                // What a person typed stays; a suggestion follows the model.
+                let lr = self.form.with_untracked(|form| form.lr.parse::<f64>());
+                if lr.is_ok_and(Settings::is_suggested_lr) {
+                    self.form.update(|form| form.lr = Settings::suggested_lr(model.parameters).to_string());
+                }
                 self.model.set(Choice::Ready(model));
                 self.read_text();
             }
