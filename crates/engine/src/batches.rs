@@ -58,19 +58,14 @@ impl Batches {
         order
     }
 
-    fn example(&mut self, position: usize) -> &Example {
+    /// Which example stands at a position of the endless order.
+    fn at(&mut self, position: usize) -> usize {
         let len = self.examples.len();
         let (epoch, place) = (position / len, position % len);
         if self.order.0 != epoch {
             self.order = (epoch, Self::order_of(epoch, len, self.shuffle));
         }
-        &self.examples[self.order.1[place]]
-    }
-
-    /// The samples of a step, in order.
-    fn batch(&mut self, step: u32) -> Vec<Example> {
-        let first = step as usize * self.batch_size;
-        (first..first + self.batch_size).map(|position| self.example(position).clone()).collect()
+        self.order.1[place]
     }
 
     /// A slice of a step: contiguous samples, as evenly as it goes. None if there is no text at all.
@@ -78,9 +73,11 @@ impl Batches {
         if self.examples.is_empty() {
             return None;
         }
-        let batch = self.batch(step);
+        let first = step as usize * self.batch_size;
+        let places: Vec<usize> = (first..first + self.batch_size).map(|position| self.at(position)).collect();
+        let batch: Vec<&Example> = places.iter().map(|place| &self.examples[*place]).collect();
         let count = |example: &Example| example.train.iter().skip(1).filter(|train| **train).count();
-        let total: usize = batch.iter().map(count).sum();
+        let total: usize = batch.iter().map(|row| count(row)).sum();
         let cut = |slice: usize| slice * batch.len() / self.micro_batches;
         let slice = usize::from(micro_batch);
         let rows = batch.get(cut(slice)..cut(slice + 1))?;
@@ -98,8 +95,8 @@ impl Batches {
         Some(MicroBatchData {
             ids: rows.iter().map(|row| pad(&mut row.ids[..row.ids.len() - 1].iter().copied())).collect(),
             targets: rows.iter().map(|row| pad(&mut row.ids.iter().copied().skip(1))).collect(),
-            weights: rows.iter().map(weights).collect(),
-            tokens: u32::try_from(rows.iter().map(count).sum::<usize>()).unwrap_or(u32::MAX),
+            weights: rows.iter().map(|row| weights(row)).collect(),
+            tokens: u32::try_from(rows.iter().map(|row| count(row)).sum::<usize>()).unwrap_or(u32::MAX),
         })
     }
 }
