@@ -282,7 +282,8 @@ impl Tab {
     /// Clicks as a person does.
     pub async fn click(&self, selector: &str) -> Result<()> {
         // Away from the bar that sticks to the bottom.
-        let script = "document.querySelector(arguments[0])?.scrollIntoView({block: 'center', behavior: 'instant'})";
+        let script =
+            "document.querySelector(arguments[0])?.scrollIntoView({block: 'center', behavior: 'instant'})";
         self.script(script, vec![selector.into()]).await?;
         self.client
             .find(Locator::Css(selector))
