@@ -47,6 +47,7 @@ impl Part {
     /// # Errors
     ///
     /// When the weights cannot be read, or the states are not of these blocks.
+    #[expect(clippy::too_many_arguments, reason = "each is of a type of its own")]
     pub async fn load(
         files: &impl Files,
         index: &TensorIndex,

@@ -1,5 +1,6 @@
 //! The engine in a browser's worker: a room over channels in memory trains as one device alone.
 #![cfg(target_arch = "wasm32")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

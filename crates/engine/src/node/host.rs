@@ -257,7 +257,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         self.coordinator.handle(event, self.environment.now());
     }
 
-    fn error(&mut self, about: About, message: impl ToString) {
+    fn error(&mut self, about: About, message: &impl ToString) {
         (self.tell)(HostEvent::Error { about, message: message.to_string() });
     }
 
@@ -346,7 +346,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     (self.tell)(HostEvent::Model { name, model });
                     self.describe_text();
                 }
-                Err(error) => self.error(About::Model, error),
+                Err(error) => self.error(About::Model, &error),
             },
         }
     }
@@ -379,15 +379,12 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     }
 
     fn message(&mut self, from: PeerId, message: Message) {
-        if let (Message::Applied { states, .. }, Some((model, _))) = (&message, &self.run_model) {
-            if let Err(error) = adapter::check(states, &self.settings, &model.config) {
-                let reason = format!("it sent adapters that cannot be used: {error}");
-                self.net.send(
-                    from,
-                    &Message::Goodbye { reason: "This device sent adapters that cannot be used.".into() },
-                );
-                return self.net.gone(from, reason);
-            }
+        if let (Message::Applied { states, .. }, Some((model, _))) = (&message, &self.run_model)
+            && let Err(error) = adapter::check(states, &self.settings, &model.config)
+        {
+            let reason = "This device sent adapters that cannot be used.".into();
+            self.net.send(from, &Message::Goodbye { reason });
+            return self.net.gone(from, format!("it sent adapters that cannot be used: {error}"));
         }
         let (Message::FileSize { id, .. } | Message::FileRead { id, .. }) = message else {
             return self.handle(Event::Message { from, message });
@@ -427,11 +424,11 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     self.text = Some(ChosenText { name, dataset: Rc::new(dataset) });
                     self.describe_text();
                 }
-                Err(error) => self.error(About::Text, error),
+                Err(error) => self.error(About::Text, &error),
             },
             HostCommand::Start(settings) => {
                 if let Err((about, message)) = self.start(*settings) {
-                    self.error(about, message);
+                    self.error(about, &message);
                 }
             }
             HostCommand::Pause => self.handle(Event::Pause),
@@ -442,12 +439,12 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             HostCommand::Stop => self.handle(Event::Stop),
             HostCommand::Generate(request, text) => {
                 if let Err(error) = self.generate(request, &text) {
-                    self.error(About::Generate, error);
+                    self.error(About::Generate, &error);
                 }
             }
             HostCommand::GetAdapter => match self.adapter() {
                 Ok(zip) => (self.tell)(HostEvent::Adapter { zip, step: self.coordinator.committed() }),
-                Err(error) => self.error(About::Run, error),
+                Err(error) => self.error(About::Run, &error),
             },
             HostCommand::Remove(peer) => self.handle(Event::Remove { peer }),
         }
@@ -471,7 +468,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 };
                 (self.tell)(event);
             }
-            Err(error) => self.error(About::Text, error),
+            Err(error) => self.error(About::Text, &error),
         }
     }
 
@@ -568,7 +565,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 BEFORE | AFTER => {}
                 request => (self.tell)(HostEvent::Generated { request, text, done }),
             },
-            Some(Err(error)) => self.error(About::Generate, error),
+            Some(Err(error)) => self.error(About::Generate, &error),
             None => {}
         }
         if !done {

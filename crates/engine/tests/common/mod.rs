@@ -1,4 +1,5 @@
 //! A room in one process: a host and stages on threads of execution of their own, joined by channels in memory.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use baton_engine::node::{
     Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue,
@@ -132,10 +133,10 @@ pub(crate) fn run_room(
                 }
                 HostEvent::Committed { report, .. } => {
                     outcome.borrow_mut().losses.push(report.loss);
-                    if let Some((stage, after)) = lose {
-                        if outcome.borrow().losses.len() == after {
-                            peer_inputs[stage].unbounded_send(Input::Command(StageCommand::Leave)).unwrap();
-                        }
+                    if let Some((stage, after)) = lose
+                        && outcome.borrow().losses.len() == after
+                    {
+                        peer_inputs[stage].unbounded_send(Input::Command(StageCommand::Leave)).unwrap();
                     }
                 }
                 HostEvent::Sample { text, .. } => outcome.borrow_mut().samples.push(text),
@@ -149,7 +150,7 @@ pub(crate) fn run_room(
     host.unbounded_send(Input::Command(HostCommand::SetModel(Box::new(choice)))).unwrap();
     host.unbounded_send(Input::Command(HostCommand::SetText(text.0.into(), text.1))).unwrap();
     let introduction = Device { name: "host".into(), backend: "CPU".into() };
-    let run = run_host(introduction, baton_model::cpu(), environment, host.clone(), host_queue, tell);
+    let run = run_host(introduction, baton_model::cpu(), environment, host, host_queue, tell);
     spawner.spawn_local(run).unwrap();
     // Until nobody has anything to do: everything here answers at once.
     pool.run_until_stalled();

@@ -136,6 +136,11 @@ struct Connection {
 }
 
 impl Connection {
+    /// Whether it stands or has stood. The channel may open before the event that says so has been handled.
+    fn stands(&self) -> bool {
+        self.stood.get() || self.pc.connection_state() == RtcPeerConnectionState::Connected
+    }
+
     /// Nothing is heard of it any more.
     fn close(&self) {
         drop(self.listeners.take());
@@ -253,7 +258,7 @@ impl Inner {
         let connections = self.connections.borrow();
         connections
             .get(&(peer, lane))
-            .is_some_and(|connection| connection.side == Side::Offerer && !connection.stood.get())
+            .is_some_and(|connection| connection.side == Side::Offerer && !connection.stands())
     }
 
     /// Takes the connections out first: closing them may call back.
