@@ -192,7 +192,7 @@ fn tell(own: &Introduction, event: HostEvent) {
         }
         HostEvent::Sample { after, prompt, text } => post(&FromWorker::Sample { after, prompt, text }, None),
         HostEvent::Generated { request, text, done } => {
-            post(&FromWorker::Generated { request, text, done }, None)
+            post(&FromWorker::Generated { request, text, done }, None);
         }
         HostEvent::Adapter { zip, step } => {
             let name = format!("baton-adapter-step-{step}.zip");
