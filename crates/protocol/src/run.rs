@@ -61,7 +61,7 @@ impl Default for Settings {
             targets: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
                 .map(String::from)
                 .to_vec(),
-            lr: 1e-2,
+            lr: 1.5e-2,
             lr_schedule: LrSchedule::Cosine,
             warmup_steps: 5,
             weight_decay: 0.0,
@@ -126,7 +126,7 @@ pub enum SettingsError {
 /// bears far larger ones than one of a large model. The first is measured on the embedded model, the last is QLoRA's
 /// (Dettmers et al. 2023, <https://arxiv.org/abs/2305.14314>, table 9); between them it falls with the width.
 const SUGGESTED_LRS: [(u64, f64); 4] =
-    [(10_000_000, 1e-2), (100_000_000, 2e-3), (1_000_000_000, 5e-4), (u64::MAX, 2e-4)];
+    [(10_000_000, 1.5e-2), (100_000_000, 2e-3), (1_000_000_000, 5e-4), (u64::MAX, 2e-4)];
 
 impl Settings {
     /// A peak learning rate to begin with for a model of so many parameters.
