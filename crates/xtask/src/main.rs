@@ -9,6 +9,7 @@ mod test;
 mod tools;
 mod workspace;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use workspace::Workspace;
@@ -29,6 +30,8 @@ enum Command {
     Test(test::Options),
     /// Build the page and the server.
     Build,
+    /// Make static/model and static/sample.txt again, from a seed (about eight minutes).
+    DefaultModel,
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve::serve(&workspace, &options).map(|()| true),
         Command::Test(options) => test::test(&workspace, &options),
         Command::Build => serve::build(&workspace).map(|()| true),
+        Command::DefaultModel => default_model(&workspace).map(|()| true),
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -46,4 +50,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The release build: a debug build would train for hours.
+fn default_model(workspace: &Workspace) -> Result<()> {
+    let arguments = ["run", "--release", "-p", "baton-stories", "--", "make", "--out", "static"];
+    process::run(cargo::cargo(workspace).args(arguments))
 }
