@@ -29,10 +29,26 @@ const CHROMIUM_FLAGS: [&str; 11] = [
     "--disable-renderer-backgrounding",
 ];
 
-/// The shared models and data, beside the repository.
-pub fn shared(path: &str) -> Result<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// What lies beside the repository in `shared/`, or where that is missing a stand-in from the repository.
+fn shared_or(path: &str, stand_in: &str) -> Result<PathBuf> {
+    let shared = repository("../shared").join(path);
+    let path = if shared.exists() { shared } else { repository(stand_in) };
     path.canonicalize().with_context(|| format!("{} is not there", path.display()))
+}
+
+/// A real pretrained model: stories260k, or else the embedded one.
+pub fn model_folder() -> Result<PathBuf> {
+    shared_or("models/stories260k", "static/model")
+}
+
+/// A real text: E2E restaurant descriptions, or else the sample text.
+pub fn text_file() -> Result<PathBuf> {
+    shared_or("data/e2e/valid.txt", "static/sample.txt")
 }
 
 fn variable(name: &str) -> Result<PathBuf> {

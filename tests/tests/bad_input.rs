@@ -1,7 +1,7 @@
 //! Bad input gets a clear message where it belongs, and what the person chose before is kept.
 
 use anyhow::{Result, ensure};
-use baton_e2e::{Browser, Server, Tab, TabOptions, join, shared};
+use baton_e2e::{Browser, Server, Tab, TabOptions, join, repository};
 use std::path::{Path, PathBuf};
 
 async fn ready(browser: &Browser, server: &Server) -> Result<Tab> {
@@ -11,9 +11,9 @@ async fn ready(browser: &Browser, server: &Server) -> Result<Tab> {
     Ok(host)
 }
 
-/// A copy of stories260k in which one file is changed.
+/// A copy of the embedded model in which one file is changed.
 fn damaged(folder: &Path, name: &str, damage: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Result<Vec<PathBuf>> {
-    let source = shared("models/stories260k")?;
+    let source = repository("static/model");
     std::fs::create_dir_all(folder)?;
     let mut damage = Some(damage);
     ["config.json", "model.safetensors", "tokenizer.json"]
@@ -88,8 +88,10 @@ async fn broken_models_and_texts_are_refused_in_words() -> Result<()> {
 /// The first tensor is said to end far beyond the file.
 fn edit_header(bytes: &[u8]) -> Vec<u8> {
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("a header")) as usize;
-    let header = String::from_utf8_lossy(&bytes[8..8 + length]).replace("[0,131072]", "[0,999999]");
-    let header = header.trim_end().to_owned();
+    let header = String::from_utf8_lossy(&bytes[8..8 + length]).into_owned();
+    let (before, rest) = header.split_once("\"data_offsets\":[0,").expect("a tensor begins at 0");
+    let (_, after) = rest.split_once(']').expect("a range ends");
+    let header = format!("{before}\"data_offsets\":[0,999999999]{}", after.trim_end());
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[8 + length..]].concat()
 }
 

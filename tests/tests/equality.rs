@@ -1,7 +1,7 @@
 //! Host and stages in Chromium processes of their own give the losses and the adapter of one native process.
 
 use anyhow::{Context, Result, ensure};
-use baton_e2e::{Browser, Server, Tab, TabOptions, adapter_tensors, baton, join, shared};
+use baton_e2e::{Browser, Server, Tab, TabOptions, adapter_tensors, baton, join, model_folder, text_file};
 use std::path::Path;
 
 struct Reference {
@@ -29,7 +29,7 @@ const FLAGS: &[(&str, &str)] = &[
 async fn one_process(steps: &str) -> Result<Reference> {
     let out = tempfile::tempdir()?;
     let path = |name: &str| out.path().join(name).display().to_string();
-    let (model, data) = (shared("models/stories260k")?, shared("data/e2e/valid.txt")?);
+    let (model, data) = (model_folder()?, text_file()?);
     let (model, data) = (model.display().to_string(), data.display().to_string());
     let (adapter, report) = (path("adapter"), path("report.json"));
     let mut arguments: Vec<String> =
@@ -49,7 +49,7 @@ async fn one_process(steps: &str) -> Result<Reference> {
 async fn choose(host: &Tab, steps: &str, boundary: &str) -> Result<()> {
     host.wait("#model", "data-state", 60, |state| state == "ready").await?;
     host.click("#text-file-choice").await?;
-    host.choose("#text-file", &[shared("data/e2e/valid.txt")?]).await?;
+    host.choose("#text-file", &[text_file()?]).await?;
     host.wait("#text", "data-state", 60, |state| state == "ready").await?;
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     for target in targets {
@@ -91,7 +91,7 @@ fn compare(losses: &[f64], weights: &[u8], reference: &Reference) -> Result<()> 
 #[tokio::test]
 async fn three_cpu_tabs_equal_one_process_in_f32_and_come_close_in_f16() -> Result<()> {
     let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
-    server.add("models/stories260k", &shared("models/stories260k")?)?;
+    server.add("models/stories260k", &model_folder()?)?;
     let reference = one_process("20").await?;
     for boundary in ["f32", "f16"] {
         let host = browser.open(&format!("{}?backend=cpu", server.url), &TabOptions::default()).await?;
@@ -99,7 +99,7 @@ async fn three_cpu_tabs_equal_one_process_in_f32_and_come_close_in_f16() -> Resu
         host.click("#model-url-choice").await?;
         host.fill("#model-url", &format!("{}models/stories260k", server.url)).await?;
         host.click("#model-url-use").await?;
-        host.wait("#model", "text", 60, |text| text.contains("Up to 5 devices")).await?;
+        host.wait("#model", "text", 60, |text| text.contains("models/stories260k")).await?;
         choose(&host, "20", boundary).await?;
         let tabs = join(&browser, &host, 3, &TabOptions::default()).await?;
         host.wait_for_devices(3, 60).await?;
@@ -126,7 +126,7 @@ async fn one_webgpu_tab_among_cpu_tabs_equals_one_process() -> Result<()> {
     host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
     // From local files this time: the peers get their blocks from the host.
     host.click("#model-folder-choice").await?;
-    let folder = shared("models/stories260k")?;
+    let folder = model_folder()?;
     let files = ["config.json", "model.safetensors", "tokenizer.json"].map(|name| folder.join(name));
     host.choose("#model-files", &files).await?;
     choose(&host, "3", "f32").await?;
