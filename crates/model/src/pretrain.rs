@@ -37,8 +37,8 @@ struct Weights {
 impl Pretrainer {
     /// Random weights: normal with a deviation of 1/√inputs (half of it for embedding and head, so that the first guess
     /// is about uniform), and those that write to the residual stream divided by √(2 · blocks), as in GPT-2. Hugging
-    /// Face's 0.02, whatever the width, leaves the attention of a narrow model flat for most of a short training: see
-    /// docs/default-model.md. The norms start at 1.
+    /// Face's 0.02, whatever the width, costs a narrow model much of a short training: docs/default-model.md has figures.
+    /// The norms start at 1.
     ///
     /// # Errors
     ///
