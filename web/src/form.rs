@@ -1,8 +1,9 @@
 //! The settings as a person types them, and as numbers.
 
+use crate::format;
 use baton_protocol::{
     codec::Precision,
-    run::{LrSchedule, Settings},
+    run::{LrSchedule, Settings, SettingsError},
 };
 use serde::{Deserialize, Serialize};
 
@@ -70,56 +71,141 @@ impl Default for Form {
     }
 }
 
-fn read<T: std::str::FromStr>(name: &str, wanted: &str, text: &str) -> Result<T, String> {
+/// A field that cannot be used as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    /// The id of the field.
+    pub(crate) field: &'static str,
+    /// What is wrong with it.
+    pub(crate) words: String,
+}
+
+/// Where all the projections are chosen; it is no field of its own.
+pub(crate) const TARGETS_FIELD: &str = "set-targets";
+
+fn read<T: std::str::FromStr>(field: &'static str, name: &str, wanted: &str, text: &str) -> Result<T, Wrong> {
     let text = text.trim();
     text.parse().map_err(|_| {
-        if text.is_empty() {
+        let words = if text.is_empty() {
             format!("{name} is empty: it must be {wanted}.")
         } else {
             format!("{name} is “{text}”: it must be {wanted}.")
-        }
+        };
+        Wrong { field, words }
     })
 }
 
+impl From<SettingsError> for Wrong {
+    fn from(error: SettingsError) -> Self {
+        let field = match &error {
+            SettingsError::OutOfRange { name, .. } => match *name {
+                "steps" => "set-steps",
+                "batch size" => "set-batch_size",
+                "micro-batches" => "set-micro_batches",
+                "sequence length" => "set-seq_len",
+                "LoRA rank" => "set-lora_rank",
+                "LoRA alpha" => "set-lora_alpha",
+                "LoRA targets" => TARGETS_FIELD,
+                "learning rate" => "set-lr",
+                "weight decay" => "set-weight_decay",
+                "gradient clip" => "set-grad_clip",
+                _ => "settings",
+            },
+            SettingsError::TooManyMicroBatches { .. } => "set-micro_batches",
+            SettingsError::WarmupTooLong { .. } => "set-warmup_steps",
+        };
+        let words = match &error {
+            SettingsError::OutOfRange { name: "LoRA targets", .. } => {
+                "“Projections that learn” is empty: choose at least one.".into()
+            }
+            SettingsError::TooManyMicroBatches { batch_size, micro_batches } => format!(
+                "Micro-batches is {micro_batches}, and a batch of {} can be cut in {batch_size} at most.",
+                format::plural(u64::from(*batch_size), "sample", "samples"),
+            ),
+            SettingsError::WarmupTooLong { warmup_steps, steps } => format!(
+                "Warm-up steps is {warmup_steps}, and the run has only {}.",
+                format::plural(u64::from(*steps), "step", "steps"),
+            ),
+            SettingsError::OutOfRange { .. } => {
+                let words = error.to_string();
+                let mut chars = words.chars();
+                chars
+                    .next()
+                    .map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), chars.as_str()))
+            }
+        };
+        Self { field, words }
+    }
+}
+
 impl Form {
-    /// The settings, or what is wrong in words.
-    pub(crate) fn settings(&self) -> Result<Settings, String> {
-        let whole = "a whole number";
+    /// The settings, or which field is wrong and why.
+    pub(crate) fn settings(&self) -> Result<Settings, Wrong> {
         let settings = Settings {
-            steps: read("Steps", whole, &self.steps)?,
-            batch_size: read("Batch size", whole, &self.batch_size)?,
-            micro_batches: read("Micro-batches", whole, &self.micro_batches)?,
-            seq_len: read("Sequence length", whole, &self.seq_len)?,
-            lora_rank: read("LoRA rank", whole, &self.lora_rank)?,
-            lora_alpha: read("LoRA alpha", "a number", &self.lora_alpha)?,
+            steps: read("set-steps", "Steps", "a whole number from 1 to 1,000,000", &self.steps)?,
+            batch_size: read(
+                "set-batch_size",
+                "Batch size",
+                "a whole number from 1 to 4096",
+                &self.batch_size,
+            )?,
+            micro_batches: read(
+                "set-micro_batches",
+                "Micro-batches",
+                "a whole number from 1 to 1024",
+                &self.micro_batches,
+            )?,
+            seq_len: read(
+                "set-seq_len",
+                "Sequence length",
+                "a whole number from 2 to 131,072",
+                &self.seq_len,
+            )?,
+            lora_rank: read("set-lora_rank", "LoRA rank", "a whole number from 1 to 1024", &self.lora_rank)?,
+            lora_alpha: read("set-lora_alpha", "LoRA alpha", "a number above 0", &self.lora_alpha)?,
             targets: self.targets.clone(),
-            lr: read("Learning rate", "a number such as 0.002 or 2e-3", &self.lr)?,
+            lr: read("set-lr", "Learning rate", "a number from 0 to 10, such as 0.002 or 2e-3", &self.lr)?,
             lr_schedule: match self.lr_schedule.as_str() {
                 "constant" => LrSchedule::Constant,
                 "linear" => LrSchedule::Linear,
                 _ => LrSchedule::Cosine,
             },
-            warmup_steps: read("Warm-up", whole, &self.warmup_steps)?,
-            weight_decay: read("Weight decay", "a number", &self.weight_decay)?,
-            grad_clip: read("Gradient clip", "a number", &self.grad_clip)?,
-            seed: read("Seed", whole, &self.seed)?,
+            warmup_steps: read(
+                "set-warmup_steps",
+                "Warm-up steps",
+                "a whole number from 0 to the number of steps",
+                &self.warmup_steps,
+            )?,
+            weight_decay: read(
+                "set-weight_decay",
+                "Weight decay",
+                "a number, 0 or more",
+                &self.weight_decay,
+            )?,
+            grad_clip: read(
+                "set-grad_clip",
+                "Gradient clip",
+                "a number, 0 (never) or more",
+                &self.grad_clip,
+            )?,
+            seed: read("set-seed", "Seed", &format!("a whole number from 0 to {MAX_SEED}"), &self.seed)?,
             shuffle: self.shuffle,
             append_eos: self.append_eos,
             packing: self.packing,
             boundary: if self.boundary == "f32" { Precision::F32 } else { Precision::F16 },
             recompute: self.recompute,
-            sample_tokens: read("Sample length", whole, &self.sample_tokens)?,
+            sample_tokens: read(
+                "set-sample_tokens",
+                "Sample length",
+                "a whole number, 0 (none) or more",
+                &self.sample_tokens,
+            )?,
         };
         if settings.seed > MAX_SEED {
-            return Err(format!("Seed is {}: it must be at most {MAX_SEED}.", settings.seed));
+            let words = format!("Seed is {}: it must be at most {MAX_SEED}.", settings.seed);
+            return Err(Wrong { field: "set-seed", words });
         }
-        settings.validate().map_err(|error| {
-            let words = error.to_string();
-            let mut chars = words.chars();
-            chars
-                .next()
-                .map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), chars.as_str()))
-        })?;
+        settings.validate()?;
         Ok(settings)
     }
 }
@@ -136,11 +222,52 @@ mod tests {
 
     #[wasm_bindgen_test(unsupported = test)]
     fn what_is_typed_wrong_is_named() {
-        let wrong = Form { steps: "many".into(), ..Form::default() };
-        assert_eq!(wrong.settings(), Err("Steps is “many”: it must be a whole number.".into()));
-        let wrong = Form { steps: "0".into(), ..Form::default() };
-        assert_eq!(wrong.settings(), Err("Steps is 0, and must be 1 to 1,000,000.".into()));
+        let wrong = |form: Form| form.settings().map_err(|wrong| (wrong.field, wrong.words));
+        let fails = |field, words: &str| Err((field, words.to_owned()));
+        assert_eq!(
+            wrong(Form { steps: "many".into(), ..Form::default() }),
+            fails("set-steps", "Steps is “many”: it must be a whole number from 1 to 1,000,000.")
+        );
+        assert_eq!(
+            wrong(Form { steps: "0".into(), ..Form::default() }),
+            fails("set-steps", "Steps is 0, and must be 1 to 1,000,000.")
+        );
+        assert_eq!(
+            wrong(Form { lora_rank: "99999".into(), ..Form::default() }),
+            fails("set-lora_rank", "LoRA rank is “99999”: it must be a whole number from 1 to 1024.")
+        );
+        assert_eq!(
+            wrong(Form { batch_size: "1".into(), micro_batches: "2".into(), ..Form::default() }),
+            fails(
+                "set-micro_batches",
+                "Micro-batches is 2, and a batch of 1 sample can be cut in 1 at most."
+            )
+        );
+        assert_eq!(
+            wrong(Form { targets: Vec::new(), ..Form::default() }),
+            fails(TARGETS_FIELD, "“Projections that learn” is empty: choose at least one.")
+        );
         let wrong = Form { seed: u64::MAX.to_string(), ..Form::default() };
         assert!(wrong.settings().is_err());
+    }
+
+    #[wasm_bindgen_test(unsupported = test)]
+    fn every_range_points_at_its_own_field() {
+        type Set = fn(&mut Form);
+        let wrong: [(&str, Set); 8] = [
+            ("set-batch_size", |f| f.batch_size = "0".into()),
+            ("set-micro_batches", |f| f.micro_batches = "0".into()),
+            ("set-seq_len", |f| f.seq_len = "1".into()),
+            ("set-lora_rank", |f| f.lora_rank = "0".into()),
+            ("set-lora_alpha", |f| f.lora_alpha = "0".into()),
+            ("set-lr", |f| f.lr = "11".into()),
+            ("set-weight_decay", |f| f.weight_decay = "-1".into()),
+            ("set-grad_clip", |f| f.grad_clip = "-1".into()),
+        ];
+        for (field, spoil) in wrong {
+            let mut form = Form::default();
+            spoil(&mut form);
+            assert_eq!(form.settings().map_err(|wrong| wrong.field), Err(field));
+        }
     }
 }

@@ -137,7 +137,7 @@ fn StartBar(in_lobby: Memo<bool>) -> impl IntoView {
             (Choice::None | Choice::Error, _) => Some("Choose a model that can be trained.".into()),
             (_, Choice::Busy) => Some("Reading the text…".into()),
             (_, Choice::None | Choice::Error) => Some("Choose a text.".into()),
-            _ => session.form.with(|form| form.settings().err()).map(|_| "A setting needs a look.".into()),
+            _ => session.form.with(|form| form.settings().err()).map(|wrong| wrong.words),
         }
     });
     let summary = move || {
@@ -152,7 +152,7 @@ fn StartBar(in_lobby: Memo<bool>) -> impl IntoView {
     view! {
         <div class="startbar" hidden=move || !in_lobby.get()>
             <div class="startbar-inner">
-                <p aria-live="polite">{summary}</p>
+                <p aria-live="polite" title=summary>{summary}</p>
                 <button
                     id="start"
                     type="button"

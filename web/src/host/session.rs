@@ -321,7 +321,7 @@ impl Session {
     pub(crate) fn begin(&self) {
         let settings = match self.form.with_untracked(Form::settings) {
             Ok(settings) => settings,
-            Err(words) => return self.errors.settings.set(Some(words)),
+            Err(wrong) => return self.errors.settings.set(Some(wrong.words)),
         };
         for error in [self.errors.run, self.errors.settings, self.errors.generate, self.errors.peer] {
             error.set(None);

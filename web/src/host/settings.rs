@@ -3,7 +3,7 @@
 use super::session::Session;
 use crate::{
     app::Alert,
-    form::{Form, TARGETS},
+    form::{Form, TARGETS, TARGETS_FIELD},
 };
 use leptos::prelude::*;
 
@@ -21,6 +21,11 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
     let session = expect_context::<Session>();
     let form = session.form;
     let text = move |field: Field| move || form.with(|form| field(&mut form.clone()).clone());
+    let wrong = Memo::new(move |_| form.with(|form| form.settings().err()));
+    let is_wrong =
+        move |id: &'static str| wrong.with(|wrong| wrong.as_ref().is_some_and(|wrong| wrong.field == id));
+    let invalid = move |id: &'static str| move || is_wrong(id).then_some("true");
+    let described = move |id: &'static str| move || is_wrong(id).then_some("settings-wrong");
     let number = move |id: &'static str, label: &'static str, field: Field| {
         view! {
             <div class="cell">
@@ -30,6 +35,8 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                     type="text"
                     inputmode="decimal"
                     autocomplete="off"
+                    aria-invalid=invalid(id)
+                    aria-describedby=described(id)
                     prop:value=text(field)
                     on:input=move |event| form.update(|form| *field(form) = event_target_value(&event))
                 />
@@ -79,6 +86,8 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                     <input
                         id=format!("set-target-{target}")
                         type="checkbox"
+                        aria-invalid=invalid(TARGETS_FIELD)
+                        aria-describedby=described(TARGETS_FIELD)
                         prop:checked=has
                         on:change=move |event| {
                             let on = event_target_checked(&event);
@@ -93,7 +102,6 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
             }
         })
         .collect_view();
-    let wrong = move || form.with(|form| form.settings().err());
     let brief = move || {
         form.with(|form| format!("{} steps, rank {}, learning rate {}", form.steps, form.lora_rank, form.lr))
     };
@@ -130,7 +138,7 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                     &[("f16", "16 bit (faster)"), ("f32", "32 bit (exact)")],
                 )}
             </div>
-            <fieldset class="checks">
+            <fieldset class="checks" id=TARGETS_FIELD>
                 <legend>"Projections that learn"</legend>
                 {targets}
             </fieldset>
@@ -149,7 +157,9 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
             </button>
             </div>
         </details>
-        <div class="alert" role="alert" hidden=move || wrong().is_none()><p>{wrong}</p></div>
+        <div id="settings-wrong" class="alert" role="alert" hidden=move || wrong.with(Option::is_none)>
+            <p>{move || wrong.get().map(|wrong| wrong.words)}</p>
+        </div>
         <Alert id="error-settings" error=session.errors.settings />
     }
 }
