@@ -127,6 +127,30 @@ pub(crate) async fn copy(text: &str) -> bool {
     is_secure() && JsFuture::from(window().navigator().clipboard().write_text(text)).await.is_ok()
 }
 
+/// Once the page has changed: if the focus was on one of `from` and that is hidden now, the first of `to` that takes it
+/// gets it. To be called before the change is drawn.
+pub(crate) fn hand_focus_on(from: &[&str], to: &'static [&'static str]) {
+    let Some(old) = document().active_element().filter(|old| from.contains(&old.id().as_str())) else {
+        return;
+    };
+    Timeout::new(0, move || {
+        if !matches!(old.closest("[hidden]"), Ok(Some(_))) && old.is_connected() {
+            return;
+        }
+        for id in to {
+            let Some(next) = document().get_element_by_id(id) else { continue };
+            if matches!(next.closest("[hidden]"), Ok(Some(_))) {
+                continue;
+            }
+            next.unchecked_ref::<web_sys::HtmlElement>().focus().ok();
+            if document().active_element().is_some_and(|now| now.id() == *id) {
+                return;
+            }
+        }
+    })
+    .forget();
+}
+
 /// Offers bytes as a download; the object URL lives a minute.
 pub(crate) fn download(name: &str, bytes: &ArrayBuffer) -> Result<(), JsValue> {
     let options = web_sys::BlobPropertyBag::new();

@@ -364,6 +364,10 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
     let stand = visit.stand;
     let name = Memo::new(move |_| stand.with(Stand::name));
     let over = Memo::new(move |_| stand.with(Stand::is_over));
+    Effect::new(move |_| {
+        over.track();
+        browser::hand_focus_on(&["join-leave", "join-retry"], &["join-leave", "join-retry", "stage-title"]);
+    });
     let view_of = move || match stand.get() {
         Stand::InRoom(view) => Some(view),
         _ => None,
@@ -393,7 +397,7 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
             DeviceState::Waiting | DeviceState::Connecting => "You are in",
             DeviceState::Loading { .. } => "Fetching its part of the model",
             DeviceState::Training => "This device is training",
-            DeviceState::Idle => "Ready for the next step",
+            DeviceState::Idle => "Ready",
         },
         Stand::Ended { error: true, .. } => "That did not work",
         Stand::Ended { .. } => "Thank you",
@@ -408,11 +412,21 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
             (DeviceState::Loading { loaded, total }, _) => {
                 format!("{} of {}", format::bytes(*loaded), format::bytes(*total))
             }
-            (_, Some(blocks)) => match view.model_blocks {
-                Some(total) => format!("It carries {} of {total}.", format::blocks(blocks)),
-                None => format!("It carries {}.", format::blocks(blocks)),
-            },
-            (_, None) => "It gets its part when the host starts the run.".into(),
+            (DeviceState::Idle, None) => "The run stands still at the moment.".into(),
+            (state, Some(blocks)) => {
+                let blocks = format::blocks(blocks);
+                let part = match view.model_blocks {
+                    Some(total) => format!("It carries {blocks} of {total}."),
+                    None => format!("It carries {blocks}."),
+                };
+                match state {
+                    DeviceState::Idle => format!("{part} The run stands still at the moment."),
+                    _ => part,
+                }
+            }
+            (_, None) => {
+                "Waiting for a part: it comes with the next run, or when another device leaves.".into()
+            }
         },
         Stand::Ended { error: true, .. } => "Nothing on this device was changed.".into(),
         Stand::Ended { words, .. } => words,
@@ -453,7 +467,7 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
                 />
                 </div>
                 <div role="status">
-                    <h1 id="stage-title">{title}</h1>
+                    <h1 id="stage-title" tabindex="-1">{title}</h1>
                     <p class="lead">{words}</p>
                 </div>
                 {move || loading().map(|share| view! { <progress max="1" prop:value=share aria-label="Loading"></progress> })}

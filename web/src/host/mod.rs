@@ -9,7 +9,7 @@ mod text;
 
 use crate::{
     app::{Alert, InsecureNote, Masthead},
-    format,
+    browser, format,
 };
 use baton_web_api::RunPhase;
 use leptos::prelude::*;
@@ -22,13 +22,22 @@ pub(crate) fn Host() -> impl IntoView {
     provide_context(session);
     on_cleanup(move || session.end());
     let in_lobby = Memo::new(move |_| session.phase.with(|phase| *phase == RunPhase::Lobby));
+    Effect::new(move |_| {
+        let to: &[&str] = session.phase.with(|phase| match phase {
+            RunPhase::Lobby => ["start", "intro-title"].as_slice(),
+            RunPhase::Paused { .. } => &["resume", "run-title"],
+            RunPhase::Running => &["pause", "run-title"],
+            _ => &["run-title"],
+        });
+        browser::hand_focus_on(&["start", "pause", "resume", "stop", "again", "run-title"], to);
+    });
     view! {
         <Masthead>
             <EngineChip />
         </Masthead>
         <main>
             <div class="intro" hidden=move || !in_lobby.get()>
-                <h1>"Teach a language model, together"</h1>
+                <h1 id="intro-title" tabindex="-1">"Teach a language model, together"</h1>
                 <p>
                     "Every phone that opens the link carries a part of the model. Your text stays in this tab; at the end you download a LoRA adapter."
                 </p>

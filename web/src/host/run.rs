@@ -42,7 +42,7 @@ pub(crate) fn RunPanel() -> impl IntoView {
     view! {
         <section class="card run" aria-labelledby="run-title">
             <div class="run-head">
-                <h2 id="run-title" class:alarming=move || phase.with(|phase| matches!(phase, RunPhase::Failed { .. }))>
+                <h2 id="run-title" tabindex="-1" class:alarming=move || phase.with(|phase| matches!(phase, RunPhase::Failed { .. }))>
                     {move || phase.with(phase_words)}
                 </h2>
                 <div class="buttons">
