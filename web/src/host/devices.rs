@@ -1,6 +1,6 @@
 //! Step 3: the link of the room, and who is in it.
 
-use super::session::{Choice, RoomState, Session};
+use super::session::{Choice, RoomState, Session, device_label};
 use crate::{
     app::Alert,
     browser, format,
@@ -11,6 +11,9 @@ use gloo::timers::callback::Timeout;
 use leptos::prelude::*;
 use qrcode::{EcLevel, QrCode, render::svg};
 use wasm_bindgen_futures::spawn_local;
+
+/// What becomes of a device that joins while a run is on.
+const LATE: &str = "A device that joins during a run waits and steps in when another one leaves; it takes part from the next run on.";
 
 /// A state as tests and styles know it.
 pub(crate) fn state_name(state: &DeviceState) -> &'static str {
@@ -137,8 +140,8 @@ pub(crate) fn DevicesStep() -> impl IntoView {
                     <p class="visually-hidden" role="status">{move || copied.get().then_some("The link is copied.")}</p>
                     <p class="hint" hidden=move || !browser::only_reachable_here() || !in_lobby()>
                         {move || session.lan.get().map_or_else(
-                            || "Phones cannot open “localhost”. Open this page at the computer’s address on the Wi-Fi, which the server printed when it started.".into(),
-                            |address| format!("Phones cannot open “localhost”, so the link and the code use this computer’s address on the network: {address}"),
+                            || "Phones cannot open this address. Open this page at the computer’s address on the Wi-Fi, which the server printed when it started.".into(),
+                            |address| format!("Phones cannot open this address, so the link and the code use this computer’s address on the network: {address}"),
                         )}
                     </p>
                 </div>
@@ -170,8 +173,10 @@ pub(crate) fn DevicesStep() -> impl IntoView {
                 />
             </ul>
             <p class="hint empty" hidden=move || { session.helpers() > 0 || !in_lobby() }>
-                "No other device yet. You can start alone; whoever joins later helps from the next run on."
+                "No other device yet. You can start alone. "
+                {LATE}
             </p>
+            <p class="hint" hidden=move || !session.is_busy()>{LATE}</p>
         </section>
     }
 }
@@ -180,6 +185,11 @@ pub(crate) fn DevicesStep() -> impl IntoView {
 fn Device(now: Memo<DeviceInfo>) -> impl IntoView {
     let session = expect_context::<Session>();
     let peer = move || now.with(|device| device.peer);
+    let label = Memo::new(move |_| {
+        let peer = now.with(|device| device.peer);
+        let label = session.devices.with(|devices| device_label(devices, peer));
+        label.unwrap_or_else(|| now.with(|device| device.name.clone()))
+    });
     let cells = move || {
         let total = session.model.with(|model| match model {
             Choice::Ready(model) => model.blocks,
@@ -226,7 +236,7 @@ fn Device(now: Memo<DeviceInfo>) -> impl IntoView {
             <i class="dot"></i>
             <div class="device-words">
                 <p class="device-name">
-                    {move || now.with(|device| device.name.clone())}
+                    {label}
                     <span class="tag" hidden=move || peer().is_some()>"this device"</span>
                 </p>
                 <p class="device-detail">{detail}</p>
@@ -240,7 +250,7 @@ fn Device(now: Memo<DeviceInfo>) -> impl IntoView {
                 type="button"
                 class="icon"
                 hidden=move || peer().is_none()
-                aria-label=move || now.with(|device| format!("Remove {} from the room", device.name))
+                aria-label=move || format!("Remove {} from the room", label.get())
                 on:click=move |_| {
                     if let Some(peer) = now.with_untracked(|device| device.peer) {
                         session.remove(peer);

@@ -153,7 +153,7 @@ fn StartBar(in_lobby: Memo<bool>) -> impl IntoView {
         missing.get().unwrap_or_else(|| {
             let helpers = session.helpers();
             match helpers {
-                0 => "This device alone: others can join before or during the run.".into(),
+                0 => "This device alone: others can join now.".into(),
                 n => format!("This device and {}.", format::plural(n, "other", "others")),
             }
         })

@@ -173,6 +173,7 @@ fn TryIt() -> impl IntoView {
             (None, _) => "Tokens must be a whole number from 1 to 4096.",
             (_, None) => "Temperature must be a number from 0 to 10; 0 always takes the likeliest token.",
         };
+        session.generated.set(None);
         session.errors.generate.set(Some(wrong.into()));
     };
     view! {

@@ -101,7 +101,7 @@ pub(crate) struct Session {
     pub(crate) engine_state: RwSignal<EngineState>,
     pub(crate) room: RwSignal<RoomState>,
     pub(crate) link: Memo<Option<String>>,
-    /// Where others find a page that was opened at localhost.
+    /// Where others find a page that was opened at an address of this device alone.
     pub(crate) lan: RwSignal<Option<String>>,
     pub(crate) model: RwSignal<Choice<ModelInfo>>,
     pub(crate) text: RwSignal<Choice<TextInfo>>,
@@ -148,6 +148,14 @@ fn pasted_name(text: &str) -> &'static str {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
     let objects = lines.peek().is_some() && lines.all(|line| line.starts_with('{') && line.ends_with('}'));
     if objects { "pasted.jsonl" } else { "pasted.txt" }
+}
+
+/// A device's name, numbered from the second one of the same name on.
+pub(crate) fn device_label(devices: &[DeviceInfo], peer: Option<PeerId>) -> Option<String> {
+    let (before, from) = devices.split_at(devices.iter().position(|device| device.peer == peer)?);
+    let name = &from.first()?.name;
+    let same = before.iter().filter(|device| device.name == *name).count();
+    Some(if same == 0 { name.clone() } else { format!("{name} {}", same + 1) })
 }
 
 impl Session {
@@ -529,6 +537,7 @@ impl Session {
             ErrorAbout::Peer => self.errors.peer,
             ErrorAbout::Generate => {
                 self.generating.set(false);
+                self.generated.set(None);
                 self.errors.generate
             }
         };
@@ -655,12 +664,7 @@ impl Session {
             MeshEvent::Gone { peer, reason } => {
                 self.say(&ToWorker::PeerGone { peer });
                 if reason != Gone::Left {
-                    let name = self.devices.try_with_untracked(|devices| {
-                        devices
-                            .iter()
-                            .find(|device| device.peer == Some(peer))
-                            .map(|device| device.name.clone())
-                    });
+                    let name = self.devices.try_with_untracked(|devices| device_label(devices, Some(peer)));
                     let name = name.flatten().unwrap_or_else(|| "A device that joined".into());
                     self.errors.peer.set(Some(format!("{name} {reason}.")));
                 }
