@@ -24,7 +24,7 @@ pub(crate) struct Generate {
     #[arg(long, default_value_t = 100)]
     tokens: u32,
     /// 0 takes the likeliest token, 1 draws by the model's own odds
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Makes a draw repeatable
     #[arg(long, default_value_t = 0)]
@@ -70,6 +70,10 @@ impl Generate {
         .decode(&model)?;
         let rest = text.strip_prefix(&printed).unwrap_or_default();
         let end = if out.is_terminal() { "\n" } else { "" };
-        write!(out, "{rest}{end}").and_then(|()| out.flush()).context("cannot write the text")
+        match write!(out, "{rest}{end}").and_then(|()| out.flush()) {
+            // Whoever reads has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.context("cannot write the text"),
+        }
     }
 }

@@ -52,7 +52,12 @@ async fn open(model: &str) -> Result<Rc<Model>> {
     } else {
         anyhow::bail!("{model} is neither a folder nor a URL: give the folder that holds config.json")
     };
-    Model::open(files).await.with_context(|| format!("the model at {model} cannot be used"))
+    let place = if Path::new(model).is_dir() {
+        "the model in the folder"
+    } else {
+        "there is no such folder here, and as an address the model"
+    };
+    Model::open(files).await.with_context(|| format!("{place} {model} cannot be used"))
 }
 
 /// `org/name`, and nothing that looks like a path.

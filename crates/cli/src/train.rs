@@ -6,6 +6,7 @@ use baton_engine::host::HostEngine;
 use baton_engine::{adapter, alone};
 use baton_formats::peft::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
 use baton_formats::{DirFiles, dataset};
+use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::Start;
 use baton_protocol::run::{LrSchedule, ModelSource, Settings};
 use clap::{Args, ValueEnum};
@@ -33,9 +34,9 @@ pub(crate) struct Train {
     /// Samples a step
     #[arg(long, default_value_t = 8)]
     batch_size: u32,
-    /// Slices of a step's batch
-    #[arg(long, default_value_t = 1)]
-    micro_batches: u16,
+    /// Slices of a step's batch [default: 4]
+    #[arg(long)]
+    micro_batches: Option<u16>,
     /// The longest sample in tokens; longer ones are cut
     #[arg(long, default_value_t = 128)]
     seq_len: u32,
@@ -45,12 +46,12 @@ pub(crate) struct Train {
     /// The adapter's output is scaled by alpha / rank
     #[arg(long, default_value_t = 16.0)]
     lora_alpha: f64,
-    /// Projections that get an adapter, of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj
+    /// Projections that get an adapter, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
     targets: Vec<String>,
-    /// Peak learning rate
-    #[arg(long, default_value_t = 2e-3)]
-    lr: f64,
+    /// Peak learning rate [default: by the size of the model, 1.5e-2 for the smallest to 2e-4]
+    #[arg(long, allow_negative_numbers = true)]
+    lr: Option<f64>,
     /// Course of the learning rate after warm-up
     #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
     lr_schedule: Schedule,
@@ -58,10 +59,10 @@ pub(crate) struct Train {
     #[arg(long, default_value_t = 0)]
     warmup_steps: u32,
     /// Decoupled weight decay
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     weight_decay: f64,
     /// Norm to which the whole gradient is clipped; 0 is never
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     grad_clip: f64,
     /// Makes the run repeatable
     #[arg(long, default_value_t = 0)]
@@ -94,16 +95,20 @@ enum Schedule {
 }
 
 impl Train {
+    /// The learning rate is settled once the model is known.
     fn settings(&self) -> Settings {
         Settings {
             steps: self.steps,
             batch_size: self.batch_size,
-            micro_batches: self.micro_batches,
+            micro_batches: self.micro_batches.unwrap_or_else(|| {
+                let most = u16::try_from(self.batch_size).unwrap_or(u16::MAX).max(1);
+                Settings::default().micro_batches.min(most)
+            }),
             seq_len: self.seq_len,
             lora_rank: self.lora_rank,
             lora_alpha: self.lora_alpha,
-            targets: self.targets.clone(),
-            lr: self.lr,
+            targets: self.targets.iter().map(|target| target.trim().to_owned()).collect(),
+            lr: self.lr.unwrap_or(Settings::default().lr),
             lr_schedule: match self.lr_schedule {
                 Schedule::Constant => LrSchedule::Constant,
                 Schedule::Linear => LrSchedule::Linear,
@@ -117,18 +122,34 @@ impl Train {
             append_eos: self.append_eos,
             packing: self.packing,
             recompute: self.recompute,
-            ..Settings::default()
+            // Nothing crosses to another device.
+            boundary: Precision::F32,
+            sample_tokens: 0,
         }
     }
 
     pub(crate) async fn run(self) -> Result<()> {
-        let settings = self.settings();
+        let mut settings = self.settings();
         settings.validate()?;
         baton_engine::source::lora_spec(&settings)?;
         // What cannot be written is better known before an hour of training than after.
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot make the folder {}", self.out.display()))?;
+        if let Some(path) = &self.report {
+            std::fs::write(path, "")
+                .with_context(|| format!("cannot write the report to {}", path.display()))?;
+        }
         let model = crate::open(&self.model).await?;
+        if self.lr.is_none() {
+            settings.lr = Settings::suggested_lr(model.config.parameters());
+        }
+        let context = model.config.max_position_embeddings;
+        if usize::try_from(settings.seq_len).is_ok_and(|len| len > context) {
+            eprintln!(
+                "note: --seq-len {} is longer than the {context} tokens that this model was made for",
+                settings.seq_len
+            );
+        }
         let name = self.data.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let bytes =
             std::fs::read(&self.data).with_context(|| format!("cannot read {}", self.data.display()))?;

@@ -143,7 +143,9 @@ fn what_cannot_be_done_is_said_before_any_work() {
     let empty = home.path().join("empty.txt");
     std::fs::write(&empty, "\n \n").unwrap();
     let empty = empty.display().to_string();
-    assert!(fails(&["train", "--model", &model, "--data", &empty, "--out", &out]).contains("no text"));
+    assert!(
+        fails(&["train", "--model", &model, "--data", &empty, "--out", &out]).contains("nothing to train on")
+    );
     assert!(fails(&["train", "--model", "/nowhere", "--data", &data, "--out", &out]).contains("/nowhere"));
     assert!(
         fails(&["train", "--model", &model, "--data", "/nowhere.txt", "--out", &out])

@@ -81,7 +81,7 @@ pub enum EngineError {
     #[error("this model has no begin token, so a text needs a beginning")]
     NoBeginToken,
     /// An adapter of other settings than the run's.
-    #[error("the adapter to start from has {what} {found}, and the run {wanted}")]
+    #[error("the adapter to start from has {what} {found}, and the run {wanted}: give the run the same")]
     OtherAdapter {
         /// Which setting.
         what: &'static str,

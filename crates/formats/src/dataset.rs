@@ -75,7 +75,9 @@ pub struct Encoded {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatasetError {
     /// There is no text.
-    #[error("{name} has no text to train on: it is empty, or all of its samples are")]
+    #[error(
+        "{name} has nothing to train on: it is empty, or none of its samples has a text (or, in a chat, an assistant's message) to learn"
+    )]
     Empty {
         /// The file's name.
         name: String,
@@ -154,7 +156,7 @@ pub enum DatasetError {
 
 /// Reads a text file.
 ///
-/// A name that ends in `.jsonl` (or `.ndjson`) means a JSON record a line, each of one of three forms:
+/// A name that ends in `.jsonl` (or `.ndjson`, `.json`) means a JSON record a line, each of one of three forms:
 /// - `{"text"}`: all of it is trained on;
 /// - `{"prompt", "completion"}`: the completion is trained on, joined to the prompt as it is written;
 /// - `{"messages": [{"role", "content"}]}`: as `role: content` and a newline for each, and what the assistant says is
@@ -175,7 +177,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Dataset, DatasetError> {
     // Windows editors begin a UTF-8 file with this mark; it is not text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lower = name.to_ascii_lowercase();
-    let jsonl = lower.ends_with(".jsonl") || lower.ends_with(".ndjson");
+    let jsonl = [".jsonl", ".ndjson", ".json"].iter().any(|ending| lower.ends_with(ending));
     let mut dataset = Dataset { samples: Vec::new(), skipped: 0 };
     for (index, line) in text.lines().enumerate() {
         let sample = match (line.trim().is_empty(), jsonl) {
