@@ -178,7 +178,7 @@ impl Train {
         };
         let device = baton_model::cpu();
         let texts = std::rc::Rc::default();
-        let engine = HostEngine::new(device, model.clone(), &text, settings.clone(), texts)?;
+        let engine = HostEngine::new(device, model.clone(), encoded.examples, settings.clone(), texts);
         let blocks =
             u16::try_from(model.config.num_hidden_layers).context("the model has too many blocks")?;
         let config = model.config_text.clone();

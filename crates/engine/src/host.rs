@@ -5,7 +5,7 @@ use crate::error::EngineError;
 use crate::source::Model;
 use crate::stage::{Most, Part, receive, send};
 use crate::texts::Texts;
-use baton_formats::end_tensors;
+use baton_formats::{Example, end_tensors};
 use baton_model::{Device, Ends, Tensor};
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::{Done, Job};
@@ -27,22 +27,17 @@ pub struct HostEngine {
 }
 
 impl HostEngine {
-    /// An engine that has read nothing yet.
-    ///
-    /// # Errors
-    ///
-    /// When the text has nothing to learn.
+    /// An engine that has read nothing yet. `examples` are the text as [`Model::encode`] makes them.
     pub fn new(
         device: Device,
         model: Rc<Model>,
-        text: &baton_formats::Dataset,
+        examples: Vec<Example>,
         settings: Settings,
         texts: Rc<RefCell<Texts>>,
-    ) -> Result<Self, EngineError> {
-        let examples = model.encode(text, &settings)?.examples;
+    ) -> Self {
         let shuffle = settings.shuffle.then_some(settings.seed);
         let batches = Batches::new(examples, settings.batch_size, settings.micro_batches, shuffle);
-        Ok(Self { device, model, settings, batches, texts, ends: None, part: None })
+        Self { device, model, settings, batches, texts, ends: None, part: None }
     }
 
     /// Runs a job; `on_progress` hears bytes of bytes while it loads.

@@ -486,14 +486,9 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let (model, source, base) =
             self.model.clone().ok_or((About::Model, "Choose a model first.".to_owned()))?;
         let text = self.text.as_ref().ok_or((About::Text, "Choose a text first.".to_owned()))?;
-        let engine = HostEngine::new(
-            self.device.clone(),
-            model.clone(),
-            &text.dataset,
-            settings.clone(),
-            self.texts.clone(),
-        );
-        let engine = engine.map_err(said(About::Text))?;
+        let examples = model.encode(&text.dataset, &settings).map_err(said(About::Text))?.examples;
+        let (device, texts) = (self.device.clone(), self.texts.clone());
+        let engine = HostEngine::new(device, model.clone(), examples, settings.clone(), texts);
         let blocks = u16::try_from(model.config.num_hidden_layers)
             .map_err(|_| (About::Model, "The model has too many blocks.".to_owned()))?;
         // What a sample reads before it is trained is the natural beginning; otherwise the begin token is.
