@@ -131,7 +131,6 @@ impl Train {
     pub(crate) async fn run(self) -> Result<()> {
         let mut settings = self.settings();
         settings.validate()?;
-        baton_engine::source::lora_spec(&settings)?;
         // What cannot be written is better known before an hour of training than after.
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot make the folder {}", self.out.display()))?;
@@ -140,6 +139,7 @@ impl Train {
                 .with_context(|| format!("cannot write the report to {}", path.display()))?;
         }
         let model = crate::open(&self.model).await?;
+        baton_engine::source::lora_spec(&settings, &model.config)?;
         if self.lr.is_none() {
             settings.lr = Settings::suggested_lr(model.config.parameters());
         }

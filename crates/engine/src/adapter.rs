@@ -3,7 +3,7 @@
 use crate::error::EngineError;
 use crate::source::lora_spec;
 use baton_formats::peft::{Adapter, AdapterConfig};
-use baton_formats::{ModelConfig, zip};
+use baton_formats::{ModelConfig, Projection, zip};
 use baton_model::BlockState;
 use baton_protocol::message::BlockBytes;
 use baton_protocol::run::Settings;
@@ -19,7 +19,7 @@ pub fn from_states<'a>(
     config: &ModelConfig,
     base: Option<String>,
 ) -> Result<Adapter, EngineError> {
-    let spec = lora_spec(settings)?;
+    let spec = lora_spec(settings, config)?;
     let mut weights = baton_model::Pairs::new();
     for state in states {
         weights.extend(BlockState::from_bytes(&spec, config, &state.bytes)?.pairs());
@@ -27,13 +27,13 @@ pub fn from_states<'a>(
     if weights.is_empty() {
         return Err(EngineError::NoStep);
     }
-    let config = AdapterConfig {
+    let adapter = AdapterConfig {
         r: spec.rank,
         lora_alpha: spec.alpha,
-        target_modules: settings.targets.clone(),
+        target_modules: config.target_names(&spec.targets),
         base_model_name_or_path: base,
     };
-    Ok(Adapter { config, weights })
+    Ok(Adapter { config: adapter, weights })
 }
 
 /// Checks states that came from another device.
@@ -42,7 +42,7 @@ pub fn from_states<'a>(
 ///
 /// When they are not of this model and these settings, or hold numbers that are none.
 pub fn check(states: &[BlockBytes], settings: &Settings, config: &ModelConfig) -> Result<(), EngineError> {
-    let spec = lora_spec(settings)?;
+    let spec = lora_spec(settings, config)?;
     for state in states {
         BlockState::from_bytes(&spec, config, &state.bytes)?;
     }
@@ -59,18 +59,15 @@ pub fn to_states(
     settings: &Settings,
     config: &ModelConfig,
 ) -> Result<Vec<BlockBytes>, EngineError> {
-    let spec = lora_spec(settings)?;
+    let spec = lora_spec(settings, config)?;
     let differs = |what, found: String, wanted: String| {
         if found == wanted { Ok(()) } else { Err(EngineError::OtherAdapter { what, found, wanted }) }
     };
-    let names = |targets: &[String]| {
-        let mut targets = targets.to_vec();
-        targets.sort();
-        targets.join(", ")
-    };
     differs("rank", adapter.config.r.to_string(), spec.rank.to_string())?;
     differs("alpha", adapter.config.lora_alpha.to_string(), spec.alpha.to_string())?;
-    differs("targets", names(&adapter.config.target_modules), names(&settings.targets))?;
+    let targets = adapter.config.projections(config)?;
+    let names = |targets: &[Projection]| config.target_names(targets).join(", ");
+    differs("targets", names(&targets), names(&spec.targets))?;
     let states = BlockState::fresh(&spec, config, &adapter.weights)?;
     states
         .into_iter()

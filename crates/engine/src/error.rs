@@ -58,11 +58,6 @@ pub enum EngineError {
         /// Tokens that can be read.
         most: usize,
     },
-    /// A setting names a projection that is none of the seven.
-    #[error(
-        "\"{0}\" is not a projection that can be adapted: take q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj"
-    )]
-    UnknownTarget(String),
     /// A job came before the blocks were loaded.
     #[error("the blocks are not loaded")]
     NotLoaded,

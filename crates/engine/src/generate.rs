@@ -25,7 +25,7 @@ pub async fn generate(
     let lora = match adapter {
         Some(adapter) => {
             let (rank, alpha) = (adapter.config.r, adapter.config.lora_alpha);
-            let spec = LoraSpec { rank, alpha, targets: adapter.config.projections()? };
+            let spec = LoraSpec { rank, alpha, targets: adapter.config.projections(config)? };
             Some(Lora::from_pairs(config, &spec, range, &adapter.weights, device)?)
         }
         None => None,

@@ -130,7 +130,7 @@ impl HostEngine {
         let ends = end_tensors(config);
         let ends = ends
             .iter()
-            .filter_map(|(name, _)| index.get(name))
+            .filter_map(|tensor| index.get(tensor.name()))
             .map(|entry| entry.range.end - entry.range.start);
         let total = ends.sum::<u64>() + Part::bytes(index, config, blocks.clone());
         let mut loaded = 0;

@@ -6,8 +6,8 @@ use baton_formats::BlobFiles;
 #[cfg(not(target_arch = "wasm32"))]
 use baton_formats::DirFiles;
 use baton_formats::{
-    Dataset, Encoded, Encoding, Files, FilesError, MemoryFiles, ModelConfig, Projection, TensorIndex,
-    Tokenizer, UrlFiles, dataset, read_all,
+    Dataset, Encoded, Encoding, Files, FilesError, MemoryFiles, ModelConfig, TensorIndex, Tokenizer,
+    UrlFiles, dataset, read_all,
 };
 use baton_model::{AdamW, LoraSpec};
 use baton_protocol::run::Settings;
@@ -117,10 +117,8 @@ impl Model {
 /// # Errors
 ///
 /// When they name a projection that is none.
-pub fn lora_spec(settings: &Settings) -> Result<LoraSpec, EngineError> {
-    let known =
-        |name: &String| Projection::from_name(name).ok_or_else(|| EngineError::UnknownTarget(name.clone()));
-    let targets = settings.targets.iter().map(known).collect::<Result<_, _>>()?;
+pub fn lora_spec(settings: &Settings, config: &ModelConfig) -> Result<LoraSpec, EngineError> {
+    let targets = config.targets(&settings.targets)?;
     Ok(LoraSpec { rank: settings.lora_rank.into(), alpha: settings.lora_alpha, targets })
 }
 

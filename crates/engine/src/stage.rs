@@ -70,7 +70,7 @@ impl Part {
         states: &[BlockBytes],
         device: &Device,
     ) -> Result<Self, EngineError> {
-        let spec = lora_spec(settings)?;
+        let spec = lora_spec(settings, config)?;
         let lora = Lora::init(config, &spec, blocks.range(), settings.seed, device)?;
         let mut trainer = Trainer::new(blocks, lora, adamw(settings), settings.recompute);
         if !states.is_empty() {
@@ -88,7 +88,10 @@ impl Part {
     /// Bytes of the blocks of `range` in the file.
     pub fn bytes(index: &TensorIndex, config: &ModelConfig, range: Range<u16>) -> u64 {
         let names = range.flat_map(|block| block_tensors(config, block.into()));
-        names.filter_map(|(name, _)| index.get(&name)).map(|entry| entry.range.end - entry.range.start).sum()
+        names
+            .filter_map(|tensor| index.get(tensor.name()).cloned())
+            .map(|entry| entry.range.end - entry.range.start)
+            .sum()
     }
 
     /// The training pass of a micro-batch. h: `[batch, time, hidden]`

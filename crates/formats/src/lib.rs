@@ -7,20 +7,25 @@ pub mod archive;
 pub mod config;
 pub mod dataset;
 pub mod files;
+pub mod layout;
 pub mod peft;
 pub mod projection;
 pub mod tokenizer;
 pub mod weights;
 
 pub use archive::{ArchiveError, zip};
-pub use config::{Architecture, ConfigError, ModelConfig};
+pub use config::{
+    Activation, Architecture, BlockForm, Classifier, ClassifierForm, ConfigError, EndsForm, Head,
+    ModelConfig, NormKind, NormPlace, Rope, RopeScaling,
+};
 pub use dataset::{Dataset, DatasetError, Encoded, Encoding, Example, Sample, Segment};
 #[cfg(target_arch = "wasm32")]
 pub use files::BlobFiles;
 #[cfg(not(target_arch = "wasm32"))]
 pub use files::DirFiles;
 pub use files::{Files, FilesError, MemoryFiles, UrlFiles, read_all};
+pub use layout::{BlockPart, EndPart, HeadPart, Norm, TensorSpec, block_tensors, end_tensors, head_tensors};
 pub use peft::{Adapter, AdapterConfig, LoraPair, PeftError};
 pub use projection::Projection;
 pub use tokenizer::{Tokenizer, TokenizerError};
-pub use weights::{TensorEntry, TensorIndex, WeightsError, block_tensors, end_tensors, write_safetensors};
+pub use weights::{TensorEntry, TensorIndex, WeightsError, write_safetensors};

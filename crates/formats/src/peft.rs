@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::ModelConfig;
+use crate::config::{ConfigError, ModelConfig};
 use crate::files::{Files, FilesError, read_all};
+use crate::layout::path;
 use crate::projection::Projection;
 use crate::weights::{TensorIndex, WeightsError, write_safetensors};
 
@@ -78,7 +79,7 @@ pub enum PeftError {
     },
     /// A module that LoRA is not put on here.
     #[error(
-        "this adapter is on {found}, and LoRA goes only on the projections q, k, v, o, gate, up and down (q_proj …)"
+        "this adapter is on {found}, which the model's blocks do not have; does it belong to this model?"
     )]
     UnknownTarget {
         /// The module's name.
@@ -161,13 +162,13 @@ impl AdapterConfig {
                 .and_then(Value::as_str)
                 .map(str::to_owned),
         };
-        config.projections()?;
+        config.check()?;
         Ok(config)
     }
 
     /// The `adapter_config.json` that PEFT reads: the fields that every version of it knows.
     pub fn to_json(&self) -> Result<String, PeftError> {
-        self.projections()?;
+        self.check()?;
         // PEFT declares it an integer.
         let alpha = if self.lora_alpha.fract() == 0.0 && self.lora_alpha < 1e15 {
             json!(self.lora_alpha as u64)
@@ -199,25 +200,28 @@ impl AdapterConfig {
         serde_json::to_string_pretty(&written).map_err(|error| PeftError::Json { reason: error.to_string() })
     }
 
-    /// The projections that it is on, sorted; refuses settings that make no adapter.
-    pub fn projections(&self) -> Result<Vec<Projection>, PeftError> {
+    /// Refuses numbers that make no adapter.
+    fn check(&self) -> Result<(), PeftError> {
         if !(1..=MAX_RANK).contains(&self.r) {
             return Err(PeftError::Rank { r: self.r, limit: MAX_RANK });
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
             return Err(PeftError::Alpha { alpha: self.lora_alpha });
         }
-        let known = |name: &String| {
-            Projection::from_name(name)
-                .ok_or_else(|| PeftError::UnknownTarget { found: name.chars().take(200).collect() })
-        };
-        let mut projections = self.target_modules.iter().map(known).collect::<Result<Vec<_>, _>>()?;
-        projections.sort_unstable();
-        projections.dedup();
-        if projections.is_empty() {
+        if self.target_modules.is_empty() {
             return Err(PeftError::UnknownTarget { found: "no module at all".to_owned() });
         }
-        Ok(projections)
+        Ok(())
+    }
+
+    /// The projections of `model` that it is on, sorted; refuses settings that make no adapter.
+    pub fn projections(&self, model: &ModelConfig) -> Result<Vec<Projection>, PeftError> {
+        self.check()?;
+        let unknown = |error| match error {
+            ConfigError::UnknownTarget { found, .. } => PeftError::UnknownTarget { found },
+            other => PeftError::UnknownTarget { found: other.to_string() },
+        };
+        model.targets(&self.target_modules).map_err(unknown)
     }
 }
 
@@ -227,8 +231,10 @@ impl Adapter {
         let places = places(&self.config, model)?;
         let mut tensors = Vec::with_capacity(2 * places.len());
         for place in &places {
-            let pair =
-                self.weights.get(&place.key).ok_or_else(|| PeftError::Missing { path: place.path() })?;
+            let pair = self
+                .weights
+                .get(&place.key)
+                .ok_or_else(|| PeftError::Missing { path: place.path.clone() })?;
             for (factor, values) in place.factors().into_iter().zip([&pair.a, &pair.b]) {
                 let expected = factor.shape.iter().product();
                 if values.len() != expected {
@@ -240,7 +246,7 @@ impl Adapter {
         }
         let stray = self.weights.keys().find(|key| !places.iter().any(|place| place.key == **key));
         if let Some((block, projection)) = stray {
-            return Err(PeftError::Unexpected { found: projection.path(*block) });
+            return Err(PeftError::Unexpected { found: path(model, *block, *projection) });
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         Ok((self.config.to_json()?, write_safetensors(&tensors, &metadata)?))
@@ -276,6 +282,7 @@ impl Adapter {
 /// A projection of a block that a pair belongs to.
 struct Place {
     key: (usize, Projection),
+    path: String,
     r: usize,
     out: usize,
     input: usize,
@@ -288,14 +295,9 @@ struct Factor {
 }
 
 impl Place {
-    fn path(&self) -> String {
-        let (block, projection) = self.key;
-        projection.path(block)
-    }
-
     /// `lora_A` and `lora_B`.
     fn factors(&self) -> [Factor; 2] {
-        let name = |factor: &str| format!("base_model.model.{}.{factor}.weight", self.path());
+        let name = |factor: &str| format!("base_model.model.{}.{factor}.weight", self.path);
         [
             Factor { name: name("lora_A"), shape: [self.r, self.input] },
             Factor { name: name("lora_B"), shape: [self.out, self.r] },
@@ -305,11 +307,17 @@ impl Place {
 
 /// Every place of an adapter with these settings on that model.
 fn places(config: &AdapterConfig, model: &ModelConfig) -> Result<Vec<Place>, PeftError> {
-    let projections = config.projections()?;
+    let projections = config.projections(model)?;
     let places = (0..model.num_hidden_layers).flat_map(|block| {
         projections.iter().map(move |projection| {
             let (out, input) = projection.shape(model);
-            Place { key: (block, *projection), r: config.r, out, input }
+            Place {
+                key: (block, *projection),
+                path: path(model, block, *projection),
+                r: config.r,
+                out,
+                input,
+            }
         })
     });
     Ok(places.collect())

@@ -10,9 +10,7 @@ use half::{bf16, f16};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use crate::config::ModelConfig;
 use crate::files::{Files, FilesError};
-use crate::projection::Projection;
 
 /// The bytes that say how long the header is.
 const LENGTH_BYTES: u64 = 8;
@@ -291,29 +289,6 @@ impl TensorIndex {
     fn missing(&self, tensor: &str) -> WeightsError {
         WeightsError::Missing { file: self.file.clone(), tensor: tensor.to_owned() }
     }
-}
-
-/// The tensors of one block, by Hugging Face's names, with their shapes (`[out, in]` for projections).
-pub fn block_tensors(config: &ModelConfig, block: usize) -> Vec<(String, Vec<usize>)> {
-    let norm = |name: &str| (format!("model.layers.{block}.{name}.weight"), vec![config.hidden_size]);
-    let projections = Projection::ALL.into_iter().map(|projection| {
-        let (out, input) = projection.shape(config);
-        (format!("{}.weight", projection.path(block)), vec![out, input])
-    });
-    [norm("input_layernorm"), norm("post_attention_layernorm")].into_iter().chain(projections).collect()
-}
-
-/// The tensors outside of the blocks: the embedding, the last norm, and the LM head where it is not the embedding.
-pub fn end_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let table = vec![config.vocab_size, config.hidden_size];
-    let mut tensors = vec![
-        ("model.embed_tokens.weight".to_owned(), table.clone()),
-        ("model.norm.weight".to_owned(), vec![config.hidden_size]),
-    ];
-    if !config.tie_word_embeddings {
-        tensors.push(("lm_head.weight".to_owned(), table));
-    }
-    tensors
 }
 
 /// A safetensors file of f32 tensors `(name, shape, values)`, sorted by name as PyTorch's writer does.

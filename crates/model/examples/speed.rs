@@ -60,7 +60,7 @@ async fn train(directory: &str) -> Result<(), Box<dyn Error>> {
     let index = TensorIndex::open(&files, "model.safetensors").await?;
     let ends = Ends::load(&files, &index, &config, &device, |_| ()).await?;
     let blocks = 0..config.num_hidden_layers;
-    let spec = LoraSpec { rank: 8, alpha: 16.0, targets: Projection::ALL.to_vec() };
+    let spec = LoraSpec { rank: 8, alpha: 16.0, targets: Projection::ALL[..7].to_vec() };
 
     let (batch, length) = (8, 128);
     let tokens = (batch * length) as f64;

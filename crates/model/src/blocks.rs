@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use baton_formats::layout::path;
 use baton_formats::{Files, ModelConfig, Projection, TensorIndex, block_tensors};
 use burn::tensor::{Device, Tensor, activation};
 
@@ -46,6 +47,7 @@ impl Blocks {
         let mut blocks = Vec::new();
         for block in range.clone() {
             let wanted = block_tensors(config, block);
+            let wanted: Vec<_> = wanted.iter().map(|t| (t.name().to_owned(), t.file_shape())).collect();
             let found = index.read_many_f32(files, &wanted, &mut on_bytes).await?;
             blocks.push(Block::from_values(config, block, found, device)?);
         }
@@ -106,10 +108,11 @@ impl Blocks {
     ) -> Result<Self, ModelError> {
         let blocks = (0..config.num_hidden_layers).map(|block| {
             let tensors = block_tensors(config, block).into_iter();
-            let found = tensors.map(|(name, shape)| {
-                let values = values(&name, &shape);
-                (name, values)
-            });
+            let found =
+                tensors.map(|tensor| (tensor.name().to_owned(), tensor.shape)).map(|(name, shape)| {
+                    let values = values(&name, &shape);
+                    (name, values)
+                });
             Block::from_values(config, block, found.collect(), device)
         });
         Ok(Self { config: config.clone(), start: 0, blocks: blocks.collect::<Result<_, _>>()? })
@@ -117,14 +120,15 @@ impl Blocks {
 
     /// Every tensor with its name in the file.
     pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor<2>)> {
-        let start = self.start;
+        let (start, config) = (self.start, self.config.clone());
         let blocks = self.blocks.iter_mut().enumerate();
         blocks.flat_map(move |(i, block)| {
             let number = start + i;
             let Block { input_norm, post_norm, projections } = block;
             let norms = [(INPUT_NORM, input_norm), (POST_NORM, post_norm)];
             let norms = norms.into_iter().map(move |(norm, t)| (norm_path(number, norm), t));
-            let weights = projections.iter_mut().map(move |(p, t)| (p.path(number), t));
+            let config = config.clone();
+            let weights = projections.iter_mut().map(move |(p, t)| (path(&config, number, *p), t));
             norms.chain(weights).map(|(path, t)| (format!("{path}.weight"), t))
         })
     }
@@ -168,7 +172,7 @@ impl Positions {
         // In f32 throughout, as transformers does: an exact angle would differ from the model's own at long range.
         let frequency = |i: usize| {
             let exponent = (2 * i) as f32 / width as f32;
-            1.0 / (config.rope_theta as f32).powf(exponent)
+            1.0 / (config.rope(0).map_or(1e4, |rope| rope.theta) as f32).powf(exponent)
         };
         let frequencies: Vec<f32> = (0..half).map(frequency).collect();
         let mut cos = Vec::with_capacity(time * width);
@@ -234,9 +238,9 @@ impl Block {
         };
         let input_norm = tensor(norm_path(block, INPUT_NORM), [1, config.hidden_size])?;
         let post_norm = tensor(norm_path(block, POST_NORM), [1, config.hidden_size])?;
-        let projections = Projection::ALL.into_iter().map(|projection| {
+        let projections = config.projections().map(|projection| {
             let (outputs, inputs) = projection.shape(config);
-            let weight = tensor(projection.path(block), [outputs, inputs])?;
+            let weight = tensor(path(config, block, projection), [outputs, inputs])?;
             Ok((projection, weight))
         });
         let projections = projections.collect::<Result<_, ModelError>>()?;
@@ -256,7 +260,7 @@ impl Block {
         let h = h.reshape([batch * time, hidden]);
         let project = |projection: Projection, x: &Tensor<2>| self.project(projection, lora, x);
 
-        let x = rms_norm(h.clone(), &self.input_norm, config.rms_norm_eps);
+        let x = rms_norm(h.clone(), &self.input_norm, config.norm_eps);
         let heads = |projection: Projection, heads: usize| {
             project(projection, &x).reshape([batch, time, heads, config.head_dim])
         };
@@ -266,7 +270,7 @@ impl Block {
         let attended = attention(q, k, v, positions, cached);
         let h = h + project(Projection::O, &attended);
 
-        let x = rms_norm(h.clone(), &self.post_norm, config.rms_norm_eps);
+        let x = rms_norm(h.clone(), &self.post_norm, config.norm_eps);
         let gate = activation::silu(project(Projection::Gate, &x));
         let x = gate * project(Projection::Up, &x);
         let h = h + project(Projection::Down, &x);

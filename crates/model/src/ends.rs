@@ -40,7 +40,8 @@ impl Ends {
         device: &Device,
         on_bytes: impl FnMut(u64),
     ) -> Result<Self, ModelError> {
-        let wanted = end_tensors(config);
+        let wanted: Vec<_> =
+            end_tensors(config).iter().map(|t| (t.name().to_owned(), t.file_shape())).collect();
         let mut found = index.read_many_f32(files, &wanted, on_bytes).await?;
         let mut tensor = |name: &str, shape: [usize; 2]| match found.remove(name) {
             Some(values) => checked_matrix("an end of the model", values, shape, device),
@@ -85,7 +86,7 @@ impl Ends {
         let leaf = h.autodiff().require_grad();
         let rows = leaf.clone().reshape([batch * time, hidden]);
         let rows = rows.select(0, indices(targets.rows.clone(), &self.device));
-        let normed = rms_norm(rows, &self.norm, self.config.rms_norm_eps);
+        let normed = rms_norm(rows, &self.norm, self.config.norm_eps);
         let (nll, gradient) = targets.loss(&normed.clone().inner(), &self.head, None);
         let gradients = (normed * gradient).sum().backward();
         // The leaf reaches the sum through `select` whatever the numbers are.
@@ -110,7 +111,7 @@ impl Ends {
         };
         let rows = h.reshape([batch * time, hidden]);
         let rows = rows.select(0, indices(targets.rows.clone(), &self.device));
-        let normed = rms_norm(rows, &self.norm, self.config.rms_norm_eps);
+        let normed = rms_norm(rows, &self.norm, self.config.norm_eps);
         let nll = targets.chunks(normed.dims()[0], &self.device).map(|chunk| {
             let normed = normed.clone().narrow(0, chunk.start, chunk.length);
             chunk.scores(&normed, &self.head).nll
@@ -136,7 +137,7 @@ impl Ends {
     pub async fn logits(&self, h: Tensor<3>) -> Result<Vec<f32>, ModelError> {
         let [batch, time, hidden] = h.dims();
         let rows = h.reshape([batch * time, hidden]);
-        let normed = rms_norm(rows, &self.norm, self.config.rms_norm_eps);
+        let normed = rms_norm(rows, &self.norm, self.config.norm_eps);
         to_f32(normed.matmul(self.head.clone().transpose())).await
     }
 }

@@ -134,7 +134,7 @@ impl Pretrainer {
         })?;
         let h = leaves.blocks.forward(None, h).reshape([batch * time, hidden]);
         let h = h.select(0, indices(targets.rows.clone(), &self.device));
-        let normed = rms_norm(h, &leaves.norm, self.config.rms_norm_eps);
+        let normed = rms_norm(h, &leaves.norm, self.config.norm_eps);
 
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         let mut head_gradient = head.zeros_like();

@@ -6,7 +6,7 @@ mod common;
 #[path = "../examples/write_adapter.rs"]
 mod write_adapter;
 
-use baton_formats::{Adapter, MemoryFiles, Projection, peft};
+use baton_formats::{Adapter, MemoryFiles, peft};
 use baton_model::{Lora, LoraSpec};
 use common::{Golden, Model, relative};
 use futures::executor::block_on;
@@ -27,11 +27,10 @@ fn a_written_adapter_gives_the_logits_that_peft_gives_with_it() {
         files.insert(peft::WEIGHTS_FILE, weights);
         let adapter = Adapter::read(&files, &model.config).await.unwrap();
 
-        let names = adapter.config.target_modules.iter();
         let spec = LoraSpec {
             rank: adapter.config.r,
             alpha: adapter.config.lora_alpha,
-            targets: names.map(|name| Projection::from_name(name).unwrap()).collect(),
+            targets: adapter.config.projections(&model.config).unwrap(),
         };
         let (blocks, pairs) = (0..model.config.num_hidden_layers, &adapter.weights);
         let lora = Lora::from_pairs(&model.config, &spec, blocks, pairs, &model.device).unwrap();

@@ -52,9 +52,11 @@ fn a_random_model_learns_and_gives_all_its_tensors() {
             assert_eq!(values.len(), shape.iter().product::<usize>());
             (name.clone(), shape.clone())
         });
-        let mut expected = baton_formats::end_tensors(&model.config);
+        let ends = baton_formats::end_tensors(&model.config);
+        let mut expected: Vec<_> = ends.into_iter().map(|t| (t.name().to_owned(), t.shape)).collect();
         for block in 0..model.config.num_hidden_layers {
-            expected.extend(baton_formats::block_tensors(&model.config, block));
+            let tensors = baton_formats::block_tensors(&model.config, block);
+            expected.extend(tensors.into_iter().map(|t| (t.name().to_owned(), t.shape)));
         }
         let mut shapes: Vec<_> = shapes.collect();
         shapes.sort();

@@ -2,11 +2,11 @@
 
 use super::files::answer;
 use super::{Environment, Input, Inputs, Net};
+use crate::adapter;
 use crate::error::EngineError;
 use crate::host::HostEngine;
 use crate::source::{AnyFiles, Model};
 use crate::texts::{Text, TextRequest, Texts};
-use crate::{adapter, source};
 use baton_formats::{Dataset, dataset};
 use baton_model::Device;
 use baton_protocol::PeerId;
@@ -475,7 +475,6 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     fn start(&mut self, settings: Settings) -> Result<(), (About, String)> {
         let said = |about: About| move |error: EngineError| (about, error.to_string());
         settings.validate().map_err(|error| (About::Settings, error.to_string()))?;
-        source::lora_spec(&settings).map_err(said(About::Settings))?;
         let running = matches!(
             self.coordinator.phase(),
             RunPhase::Loading | RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_)
@@ -485,6 +484,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         }
         let (model, source, base) =
             self.model.clone().ok_or((About::Model, "Choose a model first.".to_owned()))?;
+        model.config.targets(&settings.targets).map_err(|error| (About::Settings, error.to_string()))?;
         let text = self.text.as_ref().ok_or((About::Text, "Choose a text first.".to_owned()))?;
         let examples = model.encode(&text.dataset, &settings).map_err(said(About::Text))?.examples;
         let (device, texts) = (self.device.clone(), self.texts.clone());
