@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::chat::Segment;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// A text is held whole, a few times over: as bytes, as samples, as tokens.
@@ -26,15 +27,6 @@ pub struct Dataset {
 pub struct Sample {
     /// In the order of the text.
     pub segments: Vec<Segment>,
-}
-
-/// A piece of a sample.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// The text.
-    pub text: String,
-    /// Whether the model is to learn to write it.
-    pub train: bool,
 }
 
 /// How samples become token ids.
@@ -265,16 +257,6 @@ impl Encoded {
         } else {
             self.dropped += 1;
         }
-    }
-}
-
-impl Segment {
-    fn trained(text: impl Into<String>) -> Self {
-        Self { text: text.into(), train: true }
-    }
-
-    fn read(text: impl Into<String>) -> Self {
-        Self { text: text.into(), train: false }
     }
 }
 

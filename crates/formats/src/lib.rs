@@ -4,21 +4,24 @@
 //! refusal says what was found and what to do about it.
 
 pub mod archive;
+pub mod chat;
 pub mod config;
 pub mod dataset;
 pub mod files;
 pub mod layout;
+pub mod metrics;
 pub mod peft;
 pub mod projection;
 pub mod tokenizer;
 pub mod weights;
 
 pub use archive::{ArchiveError, zip};
+pub use chat::{ChatError, ChatMessage, ChatTemplate, Date, Segment};
 pub use config::{
     Activation, Architecture, BlockForm, Classifier, ClassifierForm, ConfigError, EndsForm, Head,
     ModelConfig, NormKind, NormPlace, Rope, RopeScaling,
 };
-pub use dataset::{Dataset, DatasetError, Encoded, Encoding, Example, Sample, Segment};
+pub use dataset::{Dataset, DatasetError, Encoded, Encoding, Example, Sample};
 #[cfg(target_arch = "wasm32")]
 pub use files::BlobFiles;
 #[cfg(not(target_arch = "wasm32"))]
