@@ -60,6 +60,17 @@ impl Files for AnyFiles {
             Self::Memory(files) => files.read(name, range).await,
         }
     }
+
+    fn weights_file(&self) -> Option<String> {
+        match self {
+            #[cfg(not(target_arch = "wasm32"))]
+            Self::Dir(files) => files.weights_file(),
+            #[cfg(target_arch = "wasm32")]
+            Self::Blob(files) => files.weights_file(),
+            Self::Url(files) => files.weights_file(),
+            Self::Memory(files) => files.weights_file(),
+        }
+    }
 }
 
 /// A model whose small files are read and checked; its weights are read when they are needed.
@@ -92,7 +103,7 @@ impl Model {
                 embeddings: config.vocab_size,
             });
         }
-        let index = TensorIndex::open(&files, WEIGHTS_FILE).await?;
+        let index = TensorIndex::open_model(&files).await?;
         let config_text = String::from_utf8_lossy(&config_bytes).into_owned();
         Ok(Rc::new(Self { files, config, config_text, tokenizer, index }))
     }

@@ -1,8 +1,8 @@
 //! The engine behind a stage's jobs: its blocks, their adapters, forward, backward and the optimizer.
 
 use crate::error::EngineError;
-use crate::source::{WEIGHTS_FILE, adamw, lora_spec};
-use baton_formats::{Files, ModelConfig, TensorIndex, block_tensors};
+use crate::source::{adamw, lora_spec};
+use baton_formats::{Files, ModelConfig, TensorEntry, TensorIndex, block_tensors};
 use baton_model::{BlockState, Blocks, Device, Lora, Tensor, Trainer, boundary_to_f32, f32_to_boundary};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::message::{Assign, BlockBytes};
@@ -88,10 +88,8 @@ impl Part {
     /// Bytes of the blocks of `range` in the file.
     pub fn bytes(index: &TensorIndex, config: &ModelConfig, range: Range<u16>) -> u64 {
         let names = range.flat_map(|block| block_tensors(config, block.into()));
-        names
-            .filter_map(|tensor| index.get(tensor.name()).cloned())
-            .map(|entry| entry.range.end - entry.range.start)
-            .sum()
+        let bytes = |name: &str| index.get(name).map_or(0, TensorEntry::bytes);
+        names.map(|tensor| bytes(tensor.name())).sum()
     }
 
     /// The training pass of a micro-batch. h: `[batch, time, hidden]`
@@ -269,7 +267,7 @@ impl StageEngine {
                 Part::with_adapters(old.part.trainer.into_blocks(), &config, settings, states, &device)?
             }
             None => {
-                let index = TensorIndex::open(files, WEIGHTS_FILE).await?;
+                let index = TensorIndex::open_model(files).await?;
                 let total = Part::bytes(&index, &config, assign.blocks.clone());
                 let mut loaded = 0;
                 let on_bytes = |bytes| {

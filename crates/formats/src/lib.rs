@@ -31,4 +31,6 @@ pub use layout::{BlockPart, EndPart, HeadPart, Norm, TensorSpec, block_tensors, 
 pub use peft::{Adapter, AdapterConfig, LoraPair, PeftError};
 pub use projection::Projection;
 pub use tokenizer::{Tokenizer, TokenizerError};
-pub use weights::{TensorEntry, TensorIndex, WeightsError, write_safetensors};
+pub use weights::{
+    NumberFormat, SafetensorsWriter, TensorEntry, TensorIndex, WeightsError, write_safetensors,
+};

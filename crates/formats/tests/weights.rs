@@ -7,10 +7,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use baton_formats::weights::Dtype;
 use baton_formats::{
-    DirFiles, Files, FilesError, MemoryFiles, ModelConfig, TensorIndex, TensorSpec, WeightsError,
-    block_tensors, end_tensors, read_all, write_safetensors,
+    DirFiles, Files, FilesError, MemoryFiles, ModelConfig, NumberFormat, SafetensorsWriter, TensorIndex,
+    TensorSpec, WeightsError, block_tensors, end_tensors, read_all, write_safetensors,
 };
 use common::Counting;
 use futures::executor::block_on;
@@ -173,7 +172,7 @@ fn halves_become_the_floats_that_they_stand_for() {
     bytes.extend(floats.iter().flat_map(|float| ((float.to_bits() >> 16) as u16).to_le_bytes()));
     let files = files(bytes);
     let index = block_on(TensorIndex::open(&files, FILE)).unwrap();
-    assert_eq!(index.get("h").unwrap().dtype, Dtype::F16);
+    assert_eq!(index.get("h").unwrap().format, NumberFormat::F16);
     let halves = block_on(index.read_f32(&files, "h", &[2, 3])).unwrap();
     assert_eq!(halves, [1.0, -2.0, 65504.0, 2.0f32.powi(-24), f32::INFINITY, -0.0]);
     assert!(halves[5].is_sign_negative());
@@ -258,7 +257,7 @@ fn a_tensor_that_is_not_what_the_model_needs_is_refused() {
         read("b", &[1, 2]),
         WeightsError::WrongShape { tensor: "b".to_owned(), expected: vec![1, 2], found: vec![2, 1] }
     );
-    assert_eq!(read("a", &[2]), WeightsError::UnsupportedDtype { tensor: "a".to_owned(), dtype: Dtype::I32 });
+    assert_eq!(read("a", &[2]), WeightsError::UnsupportedFormat { tensor: "a".to_owned(), format: "I32" });
 }
 
 #[test]
@@ -317,4 +316,149 @@ fn what_is_written_is_read_back_by_us_and_by_the_library() {
         write_safetensors(&wrong, &metadata),
         Err(WeightsError::WrongLength { tensor: "a".to_owned(), shape: vec![2, 3], values: 5 })
     );
+}
+
+/// A model in two parts, and its index.
+fn sharded() -> MemoryFiles {
+    let part =
+        |tensors: &[(String, Vec<usize>, Vec<f32>)]| write_safetensors(tensors, &BTreeMap::new()).unwrap();
+    let mut files = MemoryFiles::new();
+    files.insert(
+        "model-00001-of-00002.safetensors",
+        part(&[
+            ("a".to_owned(), vec![2], vec![1.0, 2.0]),
+            ("unlisted".to_owned(), vec![1], vec![0.0]),
+            ("z".to_owned(), vec![1], vec![26.0]),
+        ]),
+    );
+    files.insert("model-00002-of-00002.safetensors", part(&[("b".to_owned(), vec![1, 2], vec![3.0, 4.0])]));
+    files.insert(INDEX, INDEX_JSON);
+    files
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+const INDEX_JSON: &str = r#"{"metadata": {"total_size": 20}, "weight_map": {
+    "a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors",
+    "z": "model-00001-of-00002.safetensors"}}"#;
+
+#[test]
+fn a_model_in_parts_is_read_as_one() {
+    let files = Counting::new(sharded());
+    let index = block_on(TensorIndex::open_model(&files)).unwrap();
+    assert_eq!(index.names().collect::<Vec<_>>(), ["a", "b", "z"]);
+    assert_eq!(index.files().len(), 2);
+    assert_eq!(index.get("b").unwrap().file, "model-00002-of-00002.safetensors");
+    assert_eq!(index.find(&["x.z", "z", "a"]).unwrap().name, "z");
+    assert_eq!(index.find(&["x"]), None);
+    files.take();
+    let wanted =
+        [("z", vec![1]), ("b", vec![1, 2]), ("a", vec![2])].map(|(name, shape)| (name.to_owned(), shape));
+    let tensors = block_on(index.read_many_f32(&files, &wanted, |_| ())).unwrap();
+    assert_eq!(tensors["a"], [1.0, 2.0]);
+    assert_eq!(tensors["b"], [3.0, 4.0]);
+    assert_eq!(tensors["z"], [26.0]);
+    assert_eq!(files.take().len(), 2, "one fetch for each part");
+    let missing = block_on(index.read_f32(&files, "q", &[1])).unwrap_err();
+    assert_eq!(missing, WeightsError::Missing { file: INDEX.to_owned(), tensor: "q".to_owned() });
+}
+
+#[test]
+fn an_index_that_lies_is_refused_in_words() {
+    let open = |edit: &dyn Fn(&mut MemoryFiles)| {
+        let mut files = sharded();
+        edit(&mut files);
+        block_on(TensorIndex::open_model(&files)).map(|_| ())
+    };
+    let index = || INDEX.to_owned();
+    assert_eq!(open(&|_| ()), Ok(()));
+    let edited = |from: &str, to: &str| {
+        let json = INDEX_JSON.replace(from, to);
+        assert_ne!(json, INDEX_JSON);
+        open(&|files| files.insert(INDEX, json.clone()))
+    };
+
+    for shard in ["../model-00002-of-00002.safetensors", "/etc/passwd", "weights.bin", "", "a/b.safetensors"]
+    {
+        let found = edited("model-00002-of-00002.safetensors", shard);
+        assert_eq!(found, Err(WeightsError::ShardName { index: index(), shard: shard.to_owned() }));
+    }
+    let shard = "model-00003-of-00002.safetensors".to_owned();
+    let found = edited("model-00002-of-00002.safetensors", &shard);
+    assert_eq!(found, Err(WeightsError::MissingShard { index: index(), shard }));
+    let shard = "model-00001-of-00002.safetensors".to_owned();
+    let found = edited(r#""z""#, r#""y""#);
+    assert_eq!(
+        found,
+        Err(WeightsError::NotInShard { index: index(), tensor: "y".to_owned(), shard: shard.clone() })
+    );
+    let found = edited(r#""b": "model-00002"#, r#""a": "model-00002"#);
+    assert!(matches!(found, Err(WeightsError::Header { reason, .. }) if reason.contains("twice")));
+    for broken in ["", "[]", "{}", r#"{"weight_map": 3}"#, r#"{"weight_map": {"a": 3}}"#] {
+        let found = open(&|files| files.insert(INDEX, broken));
+        assert!(matches!(found, Err(WeightsError::Header { .. })), "{broken}: {found:?}");
+    }
+
+    // The same tensor in both parts.
+    let found = open(&|files| {
+        let tensors = [("a".to_owned(), vec![1], vec![9.0]), ("b".to_owned(), vec![1, 2], vec![3.0, 4.0])];
+        files.insert(
+            "model-00002-of-00002.safetensors",
+            write_safetensors(&tensors, &BTreeMap::new()).unwrap(),
+        );
+    });
+    let second = "model-00002-of-00002.safetensors".to_owned();
+    assert_eq!(found, Err(WeightsError::Twice { tensor: "a".to_owned(), first: shard, second }));
+
+    let places: Vec<_> = (0..2000).map(|at| format!(r#""t{at}": "p{at}.safetensors""#)).collect();
+    let many = format!(r#"{{"weight_map": {{{}}}}}"#, places.join(","));
+    let found = open(&|files| files.insert(INDEX, many.clone()));
+    let name = index();
+    assert_eq!(found, Err(WeightsError::TooMany { name, what: "parts", found: 2000, limit: 1024 }));
+}
+
+#[test]
+fn where_there_are_no_weights_the_error_says_what_was_looked_for() {
+    let error = block_on(TensorIndex::open_model(&MemoryFiles::new())).unwrap_err();
+    assert_eq!(error, WeightsError::NoWeights);
+    assert!(error.to_string().contains(".gguf"));
+}
+
+#[test]
+fn a_file_written_piece_by_piece_is_what_was_promised() {
+    let parts = vec![
+        ("half".to_owned(), NumberFormat::F16, vec![3]),
+        ("empty".to_owned(), NumberFormat::F32, vec![0, 3]),
+        ("whole".to_owned(), NumberFormat::F32, vec![2, 2]),
+        ("brain".to_owned(), NumberFormat::Bf16, vec![1]),
+    ];
+    let begin = || SafetensorsWriter::new(Vec::new(), parts.clone(), &BTreeMap::new()).unwrap();
+    let mut writer = begin();
+    assert_eq!(writer.order().collect::<Vec<_>>(), ["whole", "half", "brain"], "aligned: wide numbers first");
+    writer.write("whole", &[1.0, 2.0, 3.0]).unwrap();
+    writer.write("whole", &[4.0]).unwrap();
+    writer.write("half", &[0.5, 1.0 / 3.0, -2.0]).unwrap();
+    writer.write("brain", &[1.5]).unwrap();
+    let bytes = writer.finish().unwrap();
+    assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), 4);
+    let files = files(bytes);
+    let index = block_on(TensorIndex::open(&files, FILE)).unwrap();
+    let read = |name, shape: &[usize]| block_on(index.read_f32(&files, name, shape)).unwrap();
+    assert_eq!(read("whole", &[2, 2]), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(read("half", &[3]), [0.5, 0.333_251_95, -2.0]);
+    assert_eq!(read("brain", &[1]), [1.5]);
+    assert!(read("empty", &[0, 3]).is_empty());
+
+    let out_of_turn = begin().write("half", &[0.0]).unwrap_err();
+    let (expected, found) = ("whole".to_owned(), "half".to_owned());
+    assert_eq!(out_of_turn, WeightsError::OutOfTurn { expected, found });
+    let whole = |values| WeightsError::WrongLength { tensor: "whole".to_owned(), shape: vec![2, 2], values };
+    assert_eq!(begin().write("whole", &[0.0; 5]).unwrap_err(), whole(5));
+    let mut short = begin();
+    short.write("whole", &[0.0; 3]).unwrap();
+    assert_eq!(short.finish().unwrap_err(), whole(3));
+    for (format, name) in [(NumberFormat::Q4_0, "Q4_0"), (NumberFormat::Other("I8"), "I8")] {
+        let parts = vec![("a".to_owned(), format, vec![32])];
+        let error = SafetensorsWriter::new(Vec::new(), parts, &BTreeMap::new()).unwrap_err();
+        assert_eq!(error, WeightsError::UnsupportedFormat { tensor: "a".to_owned(), format: name });
+    }
 }

@@ -69,6 +69,13 @@ impl<C> Files for StageFiles<C> {
             Self::Host(files) => files.read(name, range).await,
         }
     }
+
+    fn weights_file(&self) -> Option<String> {
+        match self {
+            Self::Url(files) => files.weights_file(),
+            Self::Host(files) => files.weights_file(),
+        }
+    }
 }
 
 type Finished = (StageEngine, Result<Done, EngineError>);

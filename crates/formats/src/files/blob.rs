@@ -8,7 +8,7 @@ use wasm_bindgen_futures::JsFuture;
 use web_sys::File;
 
 use super::url::describe;
-use super::{Files, FilesError, check_name, check_range};
+use super::{Files, FilesError, check_name, check_range, lone_gguf};
 
 /// The files of a folder picker or an `<input type=file>`: only what is asked for is read from the disk.
 #[derive(Clone, Debug, Default)]
@@ -49,5 +49,9 @@ impl Files for BlobFiles {
             });
         }
         Ok(bytes)
+    }
+
+    fn weights_file(&self) -> Option<String> {
+        lone_gguf(self.files.keys().map(String::as_str))
     }
 }

@@ -5,18 +5,28 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Files, FilesError, check_name, check_range};
+use super::{Files, FilesError, check_name, check_range, lone_gguf};
 
 /// The files of one directory; names cannot escape it. Its futures are ready at once: the reads block.
 #[derive(Clone, Debug)]
 pub struct DirFiles {
     path: PathBuf,
+    /// The GGUF file that was pointed at.
+    gguf: Option<String>,
 }
 
 impl DirFiles {
-    /// The files in `path`, which need not exist yet: a missing directory shows as missing files.
+    /// The files in `path`, which need not exist yet: a missing directory shows as missing files. The path of a GGUF
+    /// file means the directory that it is in, with that file for the weights.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        let path: PathBuf = path.into();
+        let gguf = path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".gguf"));
+        match (gguf, path.parent()) {
+            (Some(name), Some(parent)) if path.is_file() => {
+                Self { path: parent.to_owned(), gguf: Some(name.to_owned()) }
+            }
+            _ => Self { path, gguf: None },
+        }
     }
 
     /// The directory.
@@ -57,6 +67,16 @@ impl Files for DirFiles {
             .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|error| FilesError::Io { name: name.to_owned(), reason: error.to_string() })?;
         Ok(bytes)
+    }
+
+    fn weights_file(&self) -> Option<String> {
+        if self.gguf.is_some() {
+            return self.gguf.clone();
+        }
+        let entries = std::fs::read_dir(&self.path).ok()?;
+        let names: Vec<String> =
+            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        lone_gguf(names.iter().map(String::as_str))
     }
 }
 

@@ -25,6 +25,27 @@ pub trait Files {
 
     /// The bytes of `range`: exactly as many as it is long, or an error.
     async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError>;
+
+    /// The one file of weights, where it has no fixed name: a GGUF file. `None` means Hugging Face's names.
+    fn weights_file(&self) -> Option<String> {
+        None
+    }
+}
+
+/// The one GGUF file among `names`, unless the weights are there by Hugging Face's names too.
+fn lone_gguf<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut found = None;
+    for name in names {
+        let weights = ["model.safetensors", "model.safetensors.index.json"].contains(&name);
+        let gguf = name.ends_with(".gguf");
+        if weights || gguf && found.is_some() {
+            return None;
+        }
+        if gguf {
+            found = Some(name.to_owned());
+        }
+    }
+    found
 }
 
 impl<F: Files> Files for &F {
@@ -34,6 +55,10 @@ impl<F: Files> Files for &F {
 
     async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
         (**self).read(name, range).await
+    }
+
+    fn weights_file(&self) -> Option<String> {
+        (**self).weights_file()
     }
 }
 
@@ -179,10 +204,14 @@ impl Files for MemoryFiles {
     async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
         slice(name, self.get(name)?, &range).map(<[u8]>::to_vec)
     }
+
+    fn weights_file(&self) -> Option<String> {
+        lone_gguf(self.0.keys().map(String::as_str))
+    }
 }
 
 /// Refuses a name that could mean anything but one file in one place: it may come from a peer or a config.
-fn check_name(name: &str) -> Result<(), FilesError> {
+pub(crate) fn check_name(name: &str) -> Result<(), FilesError> {
     // `?`, `#` and `%` would change the meaning of a URL, `:` that of a Windows path.
     let odd = |c: char| c.is_control() || "/\\?#%:*\"<>|".contains(c);
     if name.is_empty() || name.len() > 255 || name == "." || name.contains("..") || name.contains(odd) {
@@ -264,6 +293,16 @@ mod tests {
             FilesError::TooLarge { name: "config.json".to_owned(), size: u64::MAX, limit: 100 }
         );
         assert_eq!(block_on(read_all(&one_file(), "a.txt", 10)).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_single_gguf_is_the_weights_unless_there_are_others() {
+        let found = |names: &[&str]| lone_gguf(names.iter().copied());
+        assert_eq!(found(&["README.md", "tiny.gguf"]).as_deref(), Some("tiny.gguf"));
+        assert_eq!(found(&["a.gguf", "b.gguf"]), None);
+        assert_eq!(found(&["a.gguf", "model.safetensors"]), None);
+        assert_eq!(found(&["model.safetensors.index.json", "a.gguf"]), None);
+        assert_eq!(found(&["config.json"]), None);
     }
 
     #[test]

@@ -62,4 +62,8 @@ impl<F: Files> Files for Counting<F> {
         self.reads.borrow_mut().push(range.clone());
         self.inner.read(name, range).await
     }
+
+    fn weights_file(&self) -> Option<String> {
+        self.inner.weights_file()
+    }
 }

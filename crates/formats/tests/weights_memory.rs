@@ -1,0 +1,104 @@
+//! What reading a large tensor holds in memory, watched by an allocator that counts.
+#![cfg(not(target_arch = "wasm32"))]
+#![allow(clippy::unwrap_used, reason = "clippy does not see that the helpers are of tests")]
+
+use std::ops::Range;
+
+use baton_formats::weights::{FETCH_LIMIT, PIECE_LIMIT};
+use baton_formats::{Files, FilesError, NumberFormat, SafetensorsWriter, TensorIndex, WeightsError};
+use futures::executor::block_on;
+use peak_alloc::PeakAlloc;
+
+const MIB: usize = 1 << 20;
+const FILE: &str = "model.safetensors";
+
+#[global_allocator]
+static WATCH: PeakAlloc = PeakAlloc;
+
+/// The most bytes held at once while `work` runs, beyond those that were held before.
+fn most_held(work: impl FnOnce()) -> usize {
+    WATCH.reset_peak_usage();
+    let before = WATCH.current_usage();
+    work();
+    WATCH.peak_usage() - before
+}
+
+/// A tensor whose bytes are made when they are asked for: every f16 of it is its place modulo 1000.
+struct Made {
+    head: Vec<u8>,
+    numbers: u64,
+}
+
+impl Made {
+    fn new(numbers: u64) -> Self {
+        let header = format!(
+            r#"{{"large":{{"dtype":"F16","shape":[{numbers}],"data_offsets":[0,{}]}}}}"#,
+            2 * numbers
+        );
+        let head = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        Self { head, numbers }
+    }
+}
+
+fn number(place: u64) -> f32 {
+    f32::from(u16::try_from(place % 1000).unwrap())
+}
+
+impl Files for Made {
+    async fn size(&self, _: &str) -> Result<u64, FilesError> {
+        Ok(self.head.len() as u64 + 2 * self.numbers)
+    }
+
+    async fn read(&self, _: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
+        let mut bytes = Vec::with_capacity(usize::try_from(range.end - range.start).unwrap());
+        bytes.extend(range.map(|at| match at.checked_sub(self.head.len() as u64) {
+            None => self.head[usize::try_from(at).unwrap()],
+            Some(at) => half::f16::from_f32(number(at / 2)).to_le_bytes()[usize::try_from(at % 2).unwrap()],
+        }));
+        Ok(bytes)
+    }
+}
+
+/// The only test of this binary: another one beside it would be counted too.
+#[test]
+fn a_tensor_of_64_mb_passes_through_in_pieces_and_is_never_held() {
+    let numbers = 32 * MIB as u64;
+    let files = Made::new(numbers);
+    let index = block_on(TensorIndex::open(&files, FILE)).unwrap();
+    let entry = index.get("large").unwrap();
+    assert_eq!(entry.bytes(), 64 * MIB as u64);
+    let shape = entry.shape.clone();
+
+    let (mut seen, mut fetched) = (0, 0);
+    let most = most_held(|| {
+        let done: Result<(), WeightsError> =
+            block_on(index.stream_f32(&files, entry, &shape, &mut |bytes| fetched += bytes, &mut |piece| {
+                assert!(size_of_val(piece) <= PIECE_LIMIT);
+                for value in piece {
+                    assert_eq!(*value, number(seen));
+                    seen += 1;
+                }
+                Ok(())
+            }));
+        done.unwrap();
+    });
+    assert_eq!((seen, fetched), (numbers, 2 * numbers));
+    let fetch = usize::try_from(FETCH_LIMIT).unwrap();
+    assert!(most >= fetch, "the watch sees the fetches: {most}");
+    assert!(most <= fetch + PIECE_LIMIT + MIB / 4, "held {most} bytes");
+
+    // From a file into another one, with nothing in between either.
+    let parts = vec![("large".to_owned(), NumberFormat::Bf16, shape.clone())];
+    let mut written = 0;
+    let most = most_held(|| {
+        let mut writer = SafetensorsWriter::new(std::io::sink(), parts, &Default::default()).unwrap();
+        block_on(index.stream_f32(&files, entry, &shape, &mut |_| (), &mut |piece| {
+            written += piece.len();
+            writer.write("large", piece)
+        }))
+        .unwrap();
+        writer.finish().unwrap();
+    });
+    assert_eq!(written as u64, numbers);
+    assert!(most <= fetch + PIECE_LIMIT + MIB / 4, "held {most} bytes");
+}
