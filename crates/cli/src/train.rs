@@ -8,7 +8,7 @@ use baton_formats::peft::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
 use baton_formats::{DirFiles, dataset};
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::Start;
-use baton_protocol::run::{LrSchedule, ModelSource, Settings};
+use baton_protocol::run::{Backbone, LrSchedule, ModelSource, Settings};
 use clap::{Args, ValueEnum};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -124,6 +124,9 @@ impl Train {
             recompute: self.recompute,
             // Nothing crosses to another device.
             boundary: Precision::F32,
+            backbone: Backbone::F32,
+            validation: 0.0,
+            evaluate_every: 0,
             sample_tokens: 0,
         }
     }
@@ -182,7 +185,15 @@ impl Train {
         let blocks =
             u16::try_from(model.config.num_hidden_layers).context("the model has too many blocks")?;
         let config = model.config_text.clone();
-        let start = Start { settings: settings.clone(), blocks, source: ModelSource::Host, config, states };
+        let start = Start {
+            settings: settings.clone(),
+            blocks,
+            source: ModelSource::Host,
+            config,
+            manifest: Vec::new(),
+            states,
+            head: false,
+        };
 
         let interrupted = Arc::new(AtomicBool::new(false));
         let flag = interrupted.clone();

@@ -34,6 +34,7 @@ pub async fn train(
                 Err(error) => Some(Event::JobFailed { reason: error.in_words() }),
             },
             Output::Loaded => Some(Event::Resume),
+            Output::Evaluate { .. } => Some(Event::Evaluated),
             Output::Committed(report) => match on_step(&report) {
                 ControlFlow::Continue(()) => None,
                 ControlFlow::Break(()) => Some(Event::Stop),

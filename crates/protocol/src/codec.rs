@@ -18,6 +18,8 @@ pub enum Precision {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boundary {
     shape: [u32; 3],
+    /// Tokens of each row, where attention looks both ways and must know the padding; empty where it looks back only.
+    lengths: Vec<u32>,
     precision: Precision,
     /// The numbers were multiplied by 2 to this power before they were rounded.
     exponent: i16,
@@ -41,6 +43,14 @@ pub enum CodecError {
         shape: [u32; 3],
         /// Bytes that came.
         found: usize,
+    },
+    /// The rows' lengths do not fit the shape.
+    #[error("a boundary of shape {shape:?} came with the row lengths {lengths:?}")]
+    WrongRows {
+        /// `[batch, time, hidden]`.
+        shape: [u32; 3],
+        /// Tokens of each row, the first few.
+        lengths: Vec<u32>,
     },
     /// A number is infinite or not a number.
     #[error("a boundary holds {count} numbers that are infinite or not a number")]
@@ -68,7 +78,23 @@ impl Boundary {
                 )
             }
         };
-        Ok(Self { shape, precision, exponent, data })
+        Ok(Self { shape, lengths: Vec::new(), precision, exponent, data })
+    }
+
+    /// The same with the tokens of each row.
+    pub fn with_lengths(self, lengths: Vec<u32>) -> Self {
+        Self { lengths, ..self }
+    }
+
+    /// Tokens of each row, checked: none are given, or as many as there are rows, each from 1 to the time.
+    pub fn lengths(&self) -> Result<&[u32], CodecError> {
+        let [batch, time, _] = self.shape;
+        let whole = self.lengths.is_empty() || u32::try_from(self.lengths.len()) == Ok(batch);
+        if whole && self.lengths.iter().all(|length| (1..=time).contains(length)) {
+            return Ok(&self.lengths);
+        }
+        let lengths = self.lengths.iter().take(8).copied().collect();
+        Err(CodecError::WrongRows { shape: self.shape, lengths })
     }
 
     /// The numbers, checked: as many as the shape says, and every one finite.
@@ -165,10 +191,23 @@ mod tests {
             Err(CodecError::NotFinite { count: 1 })
         ));
         assert!(Boundary::encode(&[1.0], [1, 1, 2], Precision::F32).is_err());
-        let lie =
-            |shape, data: Vec<u8>| Boundary { shape, precision: Precision::F32, exponent: 0, data }.decode();
+        let lie = |shape, data: Vec<u8>| {
+            let (lengths, precision) = (Vec::new(), Precision::F32);
+            Boundary { shape, lengths, precision, exponent: 0, data }.decode()
+        };
         assert!(matches!(lie([u32::MAX; 3], vec![0; 8]), Err(CodecError::WrongLength { found: 8, .. })));
         assert!(matches!(lie([1, 1, 1], vec![0; 8]), Err(CodecError::WrongLength { .. })));
         assert!(matches!(lie([1, 1, 1], vec![0xff; 4]), Err(CodecError::NotFinite { count: 1 })));
+    }
+
+    #[test]
+    fn row_lengths_are_those_of_the_rows() {
+        let boundary = Boundary::encode(&VALUES, [2, 3, 1], Precision::F32).unwrap();
+        assert_eq!(boundary.lengths(), Ok(&[][..]));
+        assert_eq!(boundary.clone().with_lengths(vec![3, 1]).lengths(), Ok(&[3, 1][..]));
+        for lie in [vec![3], vec![3, 1, 1], vec![0, 1], vec![1, 4]] {
+            let wrong = boundary.clone().with_lengths(lie.clone());
+            assert_eq!(wrong.lengths(), Err(CodecError::WrongRows { shape: [2, 3, 1], lengths: lie }));
+        }
     }
 }

@@ -56,6 +56,8 @@ pub enum Event {
         /// Which.
         peer: PeerId,
     },
+    /// The model has been judged as [`Output::Evaluate`] asked, and training may go on.
+    Evaluated,
     /// The engine has a text to go on with.
     Infer {
         /// The engine's number for it.
@@ -88,8 +90,12 @@ pub struct Start {
     pub source: ModelSource,
     /// The model's `config.json`.
     pub config: String,
+    /// Sizes and hashes of its files; see [`Assign::manifest`].
+    pub manifest: Vec<u8>,
     /// Adapters to start from; empty for fresh ones.
     pub states: Vec<BlockBytes>,
+    /// Whether the host trains a head of its own. Its state travels as that of the block after the last.
+    pub head: bool,
 }
 
 /// What the shell is to do.
@@ -111,6 +117,12 @@ pub enum Output {
     Job(Job),
     /// A step is complete on every device.
     Committed(StepReport),
+    /// The model is to be judged as it is after so many complete steps, by texts of the engine's own
+    /// ([`Event::Infer`]); no step begins before [`Event::Evaluated`].
+    Evaluate {
+        /// Complete steps.
+        done: Step,
+    },
     /// Every device has its blocks; no step is made before [`Event::Resume`]. Said again if the plan changes before that.
     Loaded,
     /// A text can take up the next token, or has failed.
@@ -131,7 +143,7 @@ pub enum Job {
     Load {
         /// The host's own blocks.
         blocks: Range<u16>,
-        /// Their adapters and moments; empty for fresh ones.
+        /// Their adapters and moments, and the head's state; empty for fresh ones.
         states: Vec<BlockBytes>,
     },
     /// Embed the tokens of a micro-batch (and run the host's own blocks).
@@ -157,9 +169,9 @@ pub enum Job {
         /// `[batch, time, hidden]`.
         tensor: Boundary,
     },
-    /// The sum of squares of the gradients of the host's own blocks.
+    /// The sum of squares of the gradients of the host's own blocks and head.
     GradNorm,
-    /// The optimizer update of the host's own blocks.
+    /// The optimizer update of the host's own blocks and head.
     Apply {
         /// Learning rate.
         lr: f64,
@@ -282,12 +294,19 @@ struct Plan {
     generation: Generation,
     /// The host's own blocks; all of them or none.
     host: Range<u16>,
+    /// Whether the host trains a head.
+    head: bool,
     stages: Vec<(PeerId, Range<u16>)>,
 }
 
 impl Plan {
     fn host_trains(&self) -> bool {
         !self.host.is_empty()
+    }
+
+    /// Whether the host has anything to update.
+    fn host_updates(&self) -> bool {
+        self.host_trains() || self.head
     }
 
     fn position(&self, peer: PeerId) -> Option<usize> {
@@ -321,6 +340,8 @@ struct Run {
     open: OpenStep,
     /// Updated here and not yet confirmed by every stage.
     closing: Option<Closing>,
+    /// The model is being judged, or will be when the step that closes is committed: no step begins.
+    judging: bool,
     infer_front: VecDeque<u32>,
     infer_head: VecDeque<(u32, Boundary)>,
     /// Texts on their way through the stages.
@@ -462,6 +483,11 @@ impl Coordinator {
             Event::Stop => self.end(End::Stopped),
             Event::Remove { peer } => {
                 self.dismiss(peer, "The host removed this device from the room.", "it was removed");
+            }
+            Event::Evaluated => {
+                if let Some(run) = &mut self.run {
+                    run.judging = false;
+                }
             }
             Event::Infer { request } => match self.run.as_mut() {
                 Some(run) => run.infer_front.push_back(request),
@@ -796,7 +822,8 @@ impl Coordinator {
             Ok(()) => (start.blocks == 0).then(|| "The model has no transformer blocks to train.".into()),
         };
         let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
-        let plan = Plan { generation: self.generation, host: 0..start.blocks, stages: Vec::new() };
+        let head = start.head;
+        let plan = Plan { generation: self.generation, host: 0..start.blocks, head, stages: Vec::new() };
         self.run = Some(Run {
             drive: Drive::Held,
             deserted: None,
@@ -809,6 +836,7 @@ impl Coordinator {
             plan,
             start,
             closing: None,
+            judging: false,
             infer_front: texts,
             infer_head: VecDeque::new(),
             inferring: BTreeSet::new(),
@@ -829,9 +857,10 @@ impl Coordinator {
         let split = even_split(run.start.blocks, usable.len());
         let host = if split.is_empty() { 0..run.start.blocks } else { 0..0 };
         let stages: Vec<_> = usable.into_iter().zip(split).collect();
-        run.plan = Plan { generation: self.generation, host, stages };
+        run.plan = Plan { generation: self.generation, host, head: run.start.head, stages };
         run.open = OpenStep::new(run.committed, &run.plan, &run.start.settings);
-        run.closing = None;
+        // A judgement that was due after a step that is undone comes again with it; one that was asked for goes on.
+        run.judging &= run.closing.take().is_none();
         (run.host_loaded, run.broken) = (false, false);
         run.infer_front.extend(std::mem::take(&mut run.infer_head).into_iter().map(|(request, _)| request));
         run.infer_front.extend(std::mem::take(&mut run.inferring));
@@ -848,7 +877,7 @@ impl Coordinator {
         let stages = u16::try_from(count).unwrap_or(u16::MAX);
         let host_trains = run.plan.host_trains();
         let (settings, source) = (run.start.settings.clone(), run.start.source.clone());
-        let (config, step) = (run.start.config.clone(), run.committed);
+        let (config, manifest, step) = (run.start.config.clone(), run.start.manifest.clone(), run.committed);
         for (id, prev, next, index, blocks, states) in assigns {
             if let Some(peer) = self.peers.get_mut(&id) {
                 peer.progress = (0, 0);
@@ -866,6 +895,7 @@ impl Coordinator {
                 settings: settings.clone(),
                 source: source.clone(),
                 config: config.clone(),
+                manifest: manifest.clone(),
                 states,
             };
             self.send(id, Message::Assign(Box::new(assign)));
@@ -925,6 +955,9 @@ impl Coordinator {
         run.neighbours_lost = 0;
         let finished = run.committed.0 >= run.start.settings.steps;
         self.outputs.push_back(Output::Committed(closing.report));
+        if run.judging {
+            self.outputs.push_back(Output::Evaluate { done: run.committed });
+        }
         if finished {
             self.end(End::Finished);
         }
@@ -944,7 +977,8 @@ impl Coordinator {
             if run.end.is_some() && run.infer_front.is_empty() {
                 return;
             }
-            let states = run.plan.host.clone().filter_map(|block| run.states.get(&block).cloned()).collect();
+            let own = run.plan.host.clone().chain(run.plan.head.then_some(run.start.blocks));
+            let states = own.filter_map(|block| run.states.get(&block).cloned()).collect();
             let job = Job::Load { blocks: run.plan.host.clone(), states };
             self.running = Some((generation, Kind::Load));
             self.outputs.push_back(Output::Job(job));
@@ -982,7 +1016,7 @@ impl Coordinator {
                 return Some((Kind::Head(micro_batch), Job::Head { step, micro_batch, tensor }));
             }
             let trains = run.plan.host_trains();
-            let go = run.drive == Drive::Go && run.deserted.is_none();
+            let go = run.drive == Drive::Go && run.deserted.is_none() && !run.judging;
             let may_begin = go || run.open.has_begun();
             let in_range = step.0 < run.start.settings.steps;
             loop {
@@ -1000,7 +1034,10 @@ impl Coordinator {
                     None => break,
                 }
             }
-            if trains && run.open.front.is_flushed() && run.open.host_norm == HostNorm::Wanted {
+            if run.plan.host_updates()
+                && run.open.front.is_flushed()
+                && run.open.host_norm == HostNorm::Wanted
+            {
                 run.open.host_norm = HostNorm::Asked;
                 return Some((Kind::GradNorm, Job::GradNorm));
             }
@@ -1019,7 +1056,7 @@ impl Coordinator {
             .stages
             .iter()
             .map(|(id, _)| Some(*id))
-            .chain(run.plan.host_trains().then_some(None))
+            .chain(run.plan.host_updates().then_some(None))
             .collect();
         if !run.open.front.is_flushed() || !participants.iter().all(|who| run.open.norms.contains_key(who)) {
             return;
@@ -1044,7 +1081,8 @@ impl Coordinator {
         let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         let lr = settings.lr_at(step.0);
         let report = StepReport { step, loss, lr, grad_norm, tokens: run.open.tokens };
-        let host_applies = run.plan.host_trains();
+        let host_applies = run.plan.host_updates();
+        run.judging |= settings.evaluates_after(step.next().0);
         run.closing =
             Some(Closing { report, scale, host_applies, waiting: participants, states: Vec::new() });
         run.open = OpenStep::new(step.next(), &run.plan, settings);

@@ -128,7 +128,14 @@ pub enum Message {
         /// One past the last byte.
         end: u64,
     },
-    /// The answer to either.
+    /// A peer asks the host or a neighbour for a chunk of the model's files.
+    ChunkRead {
+        /// Chosen by the asker.
+        id: u32,
+        /// The chunk's sha256.
+        hash: [u8; 32],
+    },
+    /// The answer to any of these.
     File {
         /// The asker's number.
         id: u32,
@@ -184,6 +191,10 @@ pub struct Assign {
     pub source: ModelSource,
     /// The model's `config.json`.
     pub config: String,
+    /// Sizes and hashes of the model's files, in the formats' own encoding: what is read is checked against them.
+    /// Empty where the files are trusted as they are.
+    #[serde(with = "serde_bytes")]
+    pub manifest: Vec<u8>,
     /// Adapters and moments to start from; empty for fresh ones from the seed.
     pub states: Vec<BlockBytes>,
 }
@@ -245,6 +256,8 @@ pub enum FileAnswer {
     Size(u64),
     /// The bytes asked for.
     Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The asked has no such chunk.
+    Absent,
     /// Why not.
     Error(String),
 }
@@ -261,6 +274,7 @@ impl Message {
             | Self::Backward { .. }
             | Self::Applied { .. }
             | Self::Infer { .. }
+            | Self::ChunkRead { .. }
             | Self::File { .. } => Lane::Bulk,
             _ => Lane::Control,
         }

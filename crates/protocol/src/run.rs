@@ -43,6 +43,12 @@ pub struct Settings {
     pub boundary: Precision,
     /// Whether a stage computes its activations again in backward instead of keeping them.
     pub recompute: bool,
+    /// How the frozen weights are kept on every device.
+    pub backbone: Backbone,
+    /// The share of the samples that is kept out of training to judge it by; 0 is none.
+    pub validation: f64,
+    /// Steps between two judgements; 0 is before the first and after the last only.
+    pub evaluate_every: u32,
     /// Tokens that the model writes before and after the run, to compare; 0 is none.
     pub sample_tokens: u32,
 }
@@ -72,8 +78,51 @@ impl Default for Settings {
             packing: false,
             boundary: Precision::F16,
             recompute: false,
+            backbone: Backbone::F32,
+            validation: 0.1,
+            evaluate_every: 10,
             sample_tokens: 48,
         }
+    }
+}
+
+/// How frozen weights are kept on a device. What is trained, and what crosses, is never stored like this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backbone {
+    /// 4 bytes a weight.
+    #[default]
+    F32,
+    /// 2 bytes: the upper half of f32.
+    Bf16,
+    /// 1.06 bytes: blocks of 32 with a scale.
+    Int8,
+    /// 0.53 bytes: the 4-bit normal floats of QLoRA (Dettmers et al. 2023, <https://arxiv.org/abs/2305.14314>), blocks
+    /// of 64 with a scale.
+    Nf4,
+}
+
+impl Backbone {
+    /// All of them, from the largest.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Nf4];
+
+    /// The name in settings and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+        }
+    }
+}
+
+impl std::str::FromStr for Backbone {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|backbone| backbone.name() == name);
+        found.ok_or_else(|| format!("\"{name}\" is not one of f32, bf16, int8 and nf4"))
     }
 }
 
@@ -172,6 +221,12 @@ impl Settings {
             self.grad_clip.to_string(),
             "0 (never) or more",
         )?;
+        check(
+            (0.0..=0.5).contains(&self.validation),
+            "validation share",
+            self.validation.to_string(),
+            "0 (none) to 0.5",
+        )?;
         if u32::from(self.micro_batches) > self.batch_size {
             let (batch_size, micro_batches) = (self.batch_size, self.micro_batches);
             return Err(SettingsError::TooManyMicroBatches { batch_size, micro_batches });
@@ -181,6 +236,12 @@ impl Settings {
             return Err(SettingsError::WarmupTooLong { warmup_steps, steps });
         }
         Ok(())
+    }
+
+    /// Whether the model is judged on the samples kept out of training when `done` steps are complete.
+    pub fn evaluates_after(&self, done: u32) -> bool {
+        let due = done.checked_rem(self.evaluate_every).is_some_and(|rest| rest == 0);
+        self.validation > 0.0 && (due || done == 0 || done == self.steps)
     }
 
     /// The learning rate of a step, counted from 0. As in transformers, warm-up starts at 0: with one, the first
@@ -241,6 +302,17 @@ mod tests {
                 && suggested.iter().all(|lr| Settings::is_suggested_lr(*lr))
         );
         assert!(!Settings::is_suggested_lr(3e-3));
+    }
+
+    #[test]
+    fn the_model_is_judged_before_between_and_after() {
+        let due = |settings: &Settings| {
+            (0..=settings.steps).filter(|done| settings.evaluates_after(*done)).collect::<Vec<_>>()
+        };
+        let settings = Settings { steps: 7, evaluate_every: 3, ..Settings::default() };
+        assert_eq!(due(&settings), [0, 3, 6, 7]);
+        assert_eq!(due(&Settings { evaluate_every: 0, ..settings.clone() }), [0, 7]);
+        assert!(due(&Settings { validation: 0.0, ..settings }).is_empty());
     }
 
     #[test]

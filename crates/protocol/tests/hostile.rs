@@ -79,6 +79,7 @@ impl Hostile {
             settings: Settings { micro_batches, ..Settings::default() },
             source: ModelSource::Host,
             config: "{}".into(),
+            manifest: Vec::new(),
             states: self.states(),
         }
     }
@@ -294,6 +295,7 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                 coordinator::Event::Infer { request: hostile.rng.random_range(0..5) }
             }
             12 => coordinator::Event::Start(Box::new(Start {
+                head: hostile.rng.random(),
                 settings: Settings {
                     steps: 8,
                     warmup_steps: 0,
@@ -303,6 +305,7 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                 blocks: hostile.rng.random_range(0..7),
                 source: ModelSource::Host,
                 config: "{}".into(),
+                manifest: Vec::new(),
                 states: hostile.states(),
             })),
             13 if job.is_some() && hostile.rng.random_ratio(1, 20) => {

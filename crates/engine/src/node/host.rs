@@ -291,6 +291,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     (self.tell)(HostEvent::Committed { report, steps: self.settings.steps, time });
                 }
                 Output::Loaded => self.loaded(),
+                Output::Evaluate { .. } => self.handle(Event::Evaluated),
                 Output::Inferred { request, done } => self.inferred(request, done),
                 Output::Changed => changed = true,
             }
@@ -506,7 +507,9 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let config = model.config_text.clone();
         self.run_model = Some((model, base));
         self.settings = settings.clone();
-        self.handle(Event::Start(Box::new(Start { settings, blocks, source, config, states: Vec::new() })));
+        let (states, manifest) = (Vec::new(), Vec::new());
+        let start = Start { settings, blocks, source, config, manifest, states, head: false };
+        self.handle(Event::Start(Box::new(start)));
         Ok(())
     }
 

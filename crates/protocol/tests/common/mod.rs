@@ -71,7 +71,7 @@ pub enum Pace {
 
 impl Scenario {
     pub fn new(peers: u32, micro_batches: u16) -> Self {
-        let toy = Toy { blocks: 6, samples: 8, width: 5, precision: Precision::F32 };
+        let toy = Toy { blocks: 6, samples: 8, width: 5, precision: Precision::F32, head: false };
         let settings = Settings {
             steps: 5,
             batch_size: toy.samples,
@@ -80,6 +80,7 @@ impl Scenario {
             lr_schedule: LrSchedule::Cosine,
             warmup_steps: 1,
             grad_clip: 0.05,
+            evaluate_every: 2,
             ..Settings::default()
         };
         Self { toy, settings, peers, pace: Pace::Random, max_delay: 30_000 }
@@ -118,6 +119,8 @@ pub enum Act {
     LinkedAgain,
     /// A message of the past arrives again.
     Replay,
+    /// The model has been judged.
+    Evaluated,
     /// The run waits for a person: let somebody join, or go on alone.
     React,
 }
@@ -194,6 +197,9 @@ pub struct World {
     pub unreachable: Vec<(PeerId, PeerId)>,
     pub texts: BTreeMap<u32, usize>,
     pub failed_texts: Vec<u32>,
+    /// Steps after which the model was judged.
+    pub judged: Vec<u32>,
+    judging: bool,
     pub pauses: Vec<String>,
     /// What devices that are gone last told their owners.
     pub endings: BTreeMap<PeerId, String>,
@@ -213,7 +219,12 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(scenario: Scenario, seed: u64) -> Self {
+    pub fn new(mut scenario: Scenario, seed: u64) -> Self {
+        // Half of the rooms train a head too; judging takes time, which a scenario of exact times has not.
+        scenario.toy.head |= seed % 2 == 1;
+        if matches!(scenario.pace, Pace::Equal(_)) {
+            scenario.settings.validation = 0.0;
+        }
         let device = Device { name: "host".into(), backend: "toy".into() };
         let mut world = Self {
             reference: Reference::train(scenario.toy, &scenario.settings),
@@ -227,6 +238,8 @@ impl World {
             unreachable: Vec::new(),
             texts: BTreeMap::new(),
             failed_texts: Vec::new(),
+            judged: Vec::new(),
+            judging: false,
             pauses: Vec::new(),
             endings: BTreeMap::new(),
             frozen: BTreeMap::new(),
@@ -320,6 +333,9 @@ impl World {
     pub fn assert_equals_reference(&self) {
         assert_eq!(self.coordinator.phase(), RunPhase::Finished);
         assert_eq!(self.committed.len(), self.reference.losses.len());
+        let settings = &self.scenario.settings;
+        let due: Vec<u32> = (1..=settings.steps).filter(|done| settings.evaluates_after(*done)).collect();
+        assert_eq!(self.judged, due);
     }
 
     fn schedule(&mut self, at: Duration, event: Event) {
@@ -393,12 +409,15 @@ impl World {
         match act {
             Act::Start => {
                 self.committed.clear();
+                self.judged.clear();
                 self.host(coordinator::Event::Start(Box::new(Start {
                     settings: self.scenario.settings.clone(),
                     blocks: self.scenario.toy.blocks,
                     source: ModelSource::Host,
                     config: "{}".into(),
+                    manifest: Vec::new(),
                     states: Vec::new(),
+                    head: self.scenario.toy.head,
                 })));
             }
             Act::Pause => {
@@ -408,6 +427,10 @@ impl World {
             Act::Resume => {
                 self.resumed = self.now;
                 self.host(coordinator::Event::Resume);
+            }
+            Act::Evaluated => {
+                self.judging = false;
+                self.host(coordinator::Event::Evaluated);
             }
             Act::Stop => self.host(coordinator::Event::Stop),
             Act::Join => self.join(),
@@ -522,7 +545,10 @@ impl World {
                     assert!(self.host_job.is_none(), "two jobs at once: {job:?}");
                     let name = match &job {
                         Job::Load { .. } => "load",
-                        Job::Front { .. } => "forward",
+                        Job::Front { .. } => {
+                            assert!(!self.judging, "a step began while the model was judged");
+                            "forward"
+                        }
                         Job::Head { .. } => "head",
                         Job::BackFront { .. } => "backward",
                         Job::GradNorm => "norm",
@@ -533,6 +559,12 @@ impl World {
                     self.begin(HOST, name, 1);
                 }
                 Output::Committed(report) => self.check_committed(report),
+                Output::Evaluate { done } => {
+                    assert_eq!(done, self.coordinator.committed());
+                    self.judged.push(done.0);
+                    self.judging = true;
+                    self.schedule_within(2, Event::Act(Act::Evaluated));
+                }
                 Output::Loaded => {
                     assert_eq!(self.coordinator.phase(), RunPhase::Loaded);
                     if self.lets_go {

@@ -19,6 +19,8 @@ pub struct Toy {
     /// Numbers in the hidden state of a sample.
     pub width: u32,
     pub precision: Precision,
+    /// Whether the host trains a head: a block more, which never leaves it.
+    pub head: bool,
 }
 
 /// The same number for the same keys, in [-1, 1).
@@ -34,6 +36,11 @@ fn noise(keys: [u32; 4]) -> f64 {
 impl Toy {
     fn row(&self, kind: u32, a: u32, b: u32) -> Vec<f32> {
         (0..self.width).map(|i| noise([kind, a, b, i]) as f32).collect()
+    }
+
+    /// Blocks of the model in one process.
+    fn depth(&self) -> u16 {
+        self.blocks + u16::from(self.head)
     }
 
     /// The samples of a slice, embedded: one row each.
@@ -277,12 +284,13 @@ pub struct HostEngine {
     toy: Toy,
     micro_batches: u16,
     slice: Slice,
+    head: Option<Block>,
     pub texts: BTreeMap<u32, Text>,
 }
 
 impl HostEngine {
     pub fn new(toy: Toy, micro_batches: u16) -> Self {
-        Self { toy, micro_batches, slice: Slice::default(), texts: BTreeMap::new() }
+        Self { toy, micro_batches, slice: Slice::default(), head: None, texts: BTreeMap::new() }
     }
 
     pub fn run(&mut self, job: &coordinator::Job) -> coordinator::Done {
@@ -290,7 +298,11 @@ impl HostEngine {
         let (toy, micro_batches) = (self.toy, self.micro_batches);
         match job {
             Job::Load { blocks, states } => {
-                self.slice = Slice::load(blocks.clone(), states, micro_batches, 2);
+                let (own, head): (Vec<_>, Vec<_>) =
+                    states.iter().cloned().partition(|state| state.block < toy.blocks);
+                self.slice = Slice::load(blocks.clone(), &own, micro_batches, 2);
+                let head = head.first().map_or_else(|| Block::fresh(toy.blocks), Block::restore);
+                self.head = toy.head.then_some(head);
                 Done::Load
             }
             Job::Front { step, micro_batch } => {
@@ -301,22 +313,45 @@ impl HostEngine {
             Job::Head { step, micro_batch, tensor } => {
                 let samples = toy.samples_of(*micro_batch, micro_batches);
                 let tokens = samples.end - samples.start;
-                let (loss, grad) = toy.head(*step, samples, &toy.rows(tensor));
+                let rows = toy.rows(tensor);
+                let (loss, grad) = match &mut self.head {
+                    None => toy.head(*step, samples, &rows),
+                    Some(head) => {
+                        let out: Vec<_> = rows.iter().map(|row| head.forward(row)).collect();
+                        let (loss, grad) = toy.head(*step, samples, &out);
+                        (loss, rows.iter().zip(&grad).map(|(h, grad)| head.backward(h, grad)).collect())
+                    }
+                };
                 Done::Head { loss, tokens, grad: toy.boundary(&grad) }
             }
             Job::BackFront { micro_batch, tensor } => {
                 self.slice.backward(*micro_batch, toy.rows(tensor));
                 Done::BackFront
             }
-            Job::GradNorm => Done::GradNorm(self.slice.grad_norm()),
-            Job::Apply { lr, scale } => Done::Apply(self.slice.apply(*lr, *scale)),
+            Job::GradNorm => {
+                let own = if self.slice.blocks.is_empty() { 0.0 } else { self.slice.grad_norm() };
+                Done::GradNorm(own + self.head.as_ref().map_or(0.0, Block::sum_of_squares))
+            }
+            Job::Apply { lr, scale } => {
+                let mut states =
+                    if self.slice.blocks.is_empty() { Vec::new() } else { self.slice.apply(*lr, *scale) };
+                if let Some(head) = &mut self.head {
+                    head.apply(*lr, *scale);
+                    states.push(head.state());
+                }
+                Done::Apply(states)
+            }
             Job::InferFront { request } => {
                 let h = toy.text_rows(&self.texts[request].tokens);
                 Done::InferFront(toy.boundary(&self.slice.infer(h)))
             }
             Job::InferHead { request, tensor } => {
                 let text = self.texts.get_mut(request).expect("asked for");
-                text.tokens.push(Toy::next_token(&toy.rows(tensor)));
+                let mut rows = toy.rows(tensor);
+                if let Some(head) = &self.head {
+                    rows = rows.iter().map(|row| head.forward(row)).collect();
+                }
+                text.tokens.push(Toy::next_token(&rows));
                 assert!(text.tokens.len() <= text.want, "a text went on after its end");
                 Done::InferHead { done: text.tokens.len() == text.want }
             }
@@ -336,7 +371,7 @@ pub struct Reference {
 
 impl Reference {
     pub fn train(toy: Toy, settings: &Settings) -> Self {
-        let mut slice = Slice::load(0..toy.blocks, &[], 1, 1);
+        let mut slice = Slice::load(0..toy.depth(), &[], 1, 1);
         let fresh = slice.blocks.iter().map(Block::state).collect();
         let mut reference = Self { losses: Vec::new(), norms: Vec::new(), states: vec![fresh], toy };
         for step in (0..settings.steps).map(Step) {
@@ -355,7 +390,7 @@ impl Reference {
 
     /// The text that the model of `steps` steps writes.
     pub fn text(&self, steps: usize, first: u32, want: usize) -> Vec<u32> {
-        let slice = Slice::load(0..self.toy.blocks, &self.states[steps], 1, 1);
+        let slice = Slice::load(0..self.toy.depth(), &self.states[steps], 1, 1);
         let mut tokens = vec![first];
         while tokens.len() < want {
             tokens.push(Toy::next_token(&slice.infer(self.toy.text_rows(&tokens))));
