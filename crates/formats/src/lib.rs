@@ -9,6 +9,7 @@ pub mod config;
 pub mod dataset;
 pub mod files;
 pub mod layout;
+pub mod manifest;
 pub mod metrics;
 pub mod peft;
 pub mod projection;
@@ -26,8 +27,11 @@ pub use dataset::{Dataset, DatasetError, Encoded, Encoding, Example, Sample};
 pub use files::BlobFiles;
 #[cfg(not(target_arch = "wasm32"))]
 pub use files::DirFiles;
-pub use files::{Files, FilesError, MemoryFiles, UrlFiles, read_all};
+pub use files::{
+    ChunkCache, ChunkSource, Files, FilesError, MemoryCache, MemoryFiles, UrlFiles, VerifiedFiles, read_all,
+};
 pub use layout::{BlockPart, EndPart, HeadPart, Norm, TensorSpec, block_tensors, end_tensors, head_tensors};
+pub use manifest::{Manifest, ManifestError, ManifestFile};
 pub use peft::{Adapter, AdapterConfig, LoraPair, PeftError};
 pub use projection::Projection;
 pub use tokenizer::{Tokenizer, TokenizerError};

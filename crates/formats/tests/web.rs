@@ -128,7 +128,7 @@ async fn a_url_is_fetched_by_range() {
     }
     assert_eq!(files.size("gone.bin").await, Err(FilesError::NotFound { name: "gone.bin".to_owned() }));
     assert!(matches!(files.size("large.bin").await, Err(FilesError::NoRanges { .. })));
-    let long = FilesError::Truncated { name: "long.bin".to_owned(), wanted: 10, got: 11 };
+    let long = FilesError::Excess { name: "long.bin".to_owned(), wanted: 10 };
     assert_eq!(files.read("long.bin", 0..10).await, Err(long));
 }
 
@@ -144,7 +144,7 @@ async fn the_real_fetch_brings_a_file_of_this_page() {
     assert_eq!(files.size("none.bin").await, Err(missing));
     // Nothing listens on port 1.
     let nowhere = UrlFiles::new("http://127.0.0.1:1/").unwrap();
-    assert!(matches!(nowhere.size("a.bin").await, Err(FilesError::Io { .. })));
+    assert!(matches!(nowhere.size("a.bin").await, Err(FilesError::GaveUp { .. })));
 }
 
 #[wasm_bindgen_test]

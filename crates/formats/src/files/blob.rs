@@ -7,7 +7,7 @@ use js_sys::Uint8Array;
 use wasm_bindgen_futures::JsFuture;
 use web_sys::File;
 
-use super::url::describe;
+use super::http::describe;
 use super::{Files, FilesError, check_name, check_range, lone_gguf};
 
 /// The files of a folder picker or an `<input type=file>`: only what is asked for is read from the disk.

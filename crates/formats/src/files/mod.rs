@@ -3,17 +3,30 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+mod address;
 #[cfg(target_arch = "wasm32")]
 mod blob;
+mod cache;
 #[cfg(not(target_arch = "wasm32"))]
 mod dir;
+#[cfg(not(target_arch = "wasm32"))]
+mod dir_cache;
+mod http;
+mod patience;
 mod url;
+mod verified;
 
 #[cfg(target_arch = "wasm32")]
 pub use blob::BlobFiles;
+pub use cache::{ChunkCache, Hash, MemoryCache, hex, sha256};
 #[cfg(not(target_arch = "wasm32"))]
 pub use dir::DirFiles;
+#[cfg(not(target_arch = "wasm32"))]
+pub use dir_cache::DirCache;
+pub use http::ContentRange;
+pub use patience::{Patience, Trouble};
 pub use url::UrlFiles;
+pub use verified::{ChunkSource, FilesSource, Stats, VerifiedFiles};
 
 /// Named files read by byte range: a directory, a URL, a browser's File list, memory, or a peer.
 ///
@@ -164,6 +177,71 @@ pub enum FilesError {
     BadUrl {
         /// The address.
         url: String,
+    },
+    /// The server sent more than was asked for.
+    #[error(
+        "the server sent more than the {wanted} bytes of {name} that it was asked for; it cannot be read by range"
+    )]
+    Excess {
+        /// The file's name.
+        name: String,
+        /// How many bytes were asked for.
+        wanted: u64,
+    },
+    /// Attempt after attempt failed.
+    #[error(
+        "{name} could not be fetched in {attempts} attempts: {trouble}; check the connection and the address, and try again"
+    )]
+    GaveUp {
+        /// The file's name.
+        name: String,
+        /// The attempts in a row that brought nothing.
+        attempts: u32,
+        /// What the last one met.
+        trouble: Trouble,
+    },
+    /// The file behind the address is no longer the one whose other parts were read.
+    #[error(
+        "{name} changed while it was read: it was {was} and is now {now}; start again with a version that stays"
+    )]
+    Changed {
+        /// The file's name.
+        name: String,
+        /// Its size or version at first.
+        was: String,
+        /// Its size or version now.
+        now: String,
+    },
+    /// The bytes are not those that the manifest says.
+    #[error(
+        "bytes {start} to {end} of {name} are not those of this run's model: their sha256 should be {expected} and is \
+         {found}; the copy is damaged, or is another model"
+    )]
+    WrongHash {
+        /// The file's name.
+        name: String,
+        /// The first byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+        /// The sha256 in the manifest, in hexadecimal.
+        expected: String,
+        /// The sha256 of what came.
+        found: String,
+    },
+    /// None of the places that were asked has the bytes.
+    #[error(
+        "nobody has bytes {start} to {end} of {name}: neither the cache nor any of the {asked} places that were asked"
+    )]
+    NoSource {
+        /// The file's name.
+        name: String,
+        /// The first byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+        /// How many places were asked.
+        asked: usize,
     },
     /// The operating system, the browser or the network failed.
     #[error("{name} cannot be read: {reason}")]

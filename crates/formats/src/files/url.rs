@@ -1,100 +1,340 @@
 //! Files behind a URL, fetched by `Range` request: a Hugging Face repository, or any folder that a web server shows.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-#[cfg(target_arch = "wasm32")]
-pub(super) use browser::describe;
-#[cfg(target_arch = "wasm32")]
-use browser::fetch;
-#[cfg(not(target_arch = "wasm32"))]
-use native::fetch;
+use serde::Deserialize;
 
+use super::address::{Address, is_commit};
+use super::http::{Answer, Ask, ContentRange, End, WHOLE_FILE_LIMIT, fetch, sleep};
+use super::patience::{Failures, Patience, Trouble};
 use super::{Files, FilesError, check_name, slice};
 
-/// A server that knows no ranges may send a file of at most this size as a whole.
-const WHOLE_FILE_LIMIT: u64 = 16 << 20;
+/// What the hub says of a repository, with a line for every file of it.
+const ABOUT_LIMIT: u64 = 4 << 20;
 
-/// The files of a web folder, or of a Hugging Face repository.
+/// A redirect's target that refuses is asked for anew this often: its signature may have expired on the way.
+const NEW_SIGNATURES: u32 = 2;
+
+/// Files whose answers are remembered; a model has a few dozen.
+const MOST_KNOWN: usize = 1024;
+
+/// The files of a web folder, or of a Hugging Face repository at one commit.
 ///
-/// Natively the requests block and the futures are ready at once; in a browser they are `fetch`es, in a page or a worker.
+/// What fails and may pass (a lost connection, 429, 5xx) is waited out as [`Patience`] says, and a cut body goes on from
+/// the byte that it had reached. Natively the requests block and the futures are ready at once; in a browser they are
+/// `fetch`es, in a page or a worker.
 #[derive(Debug)]
 pub struct UrlFiles {
-    /// Ends with a slash.
+    address: Address,
+    /// The folder at the revision that the address names.
     base: String,
+    /// The file that the address names, if that is one of weights.
+    gguf: Option<String>,
+    patience: Patience,
+    /// The commit that the revision was when it was first asked for; within it `None` where there is no such thing.
+    commit: OnceLock<Option<String>>,
+    /// Whether the server has answered yet.
+    met: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
     /// The last file that a server without ranges sent: it is not fetched again for every part of it.
-    whole: Mutex<Option<(String, Arc<Vec<u8>>)>>,
+    whole: Option<(String, Arc<Vec<u8>>)>,
+    known: BTreeMap<String, Known>,
+}
+
+/// What earlier answers said of a file.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    size: Option<u64>,
+    version: Option<String>,
+    /// Where the address redirects to, for as long as that answers: a hub counts how often it is asked.
+    target: Option<String>,
 }
 
 impl UrlFiles {
-    /// The files under `base_url`.
+    /// The files under `address`.
     ///
-    /// `https://huggingface.co/org/name`, the same with `/tree/revision`, and a bare `org/name` mean that
-    /// repository's files. Anything else is a folder on a web server: `https://…`, `http://…`, or in a browser `/…`
-    /// and `./…` (which a worker takes relative to its script).
-    pub fn new(base_url: &str) -> Result<Self, FilesError> {
-        let base = folder(base_url.trim()).ok_or_else(|| FilesError::BadUrl { url: base_url.to_owned() })?;
-        Ok(Self { base, whole: Mutex::new(None) })
+    /// `https://huggingface.co/org/name`, the same with `/tree/revision`, and a bare `org/name` mean that repository's
+    /// files; so does `http://host/org/name/resolve/revision` (or `tree`) on any server that speaks the hub's URL layout.
+    /// Anything else is a folder on a web server: `https://…`, `http://…`, or in a browser `/…` and `./…` (which a
+    /// worker takes relative to its script). An address of a `.gguf` file means its folder, with that file as weights.
+    pub fn new(address: &str) -> Result<Self, FilesError> {
+        Self::with_patience(address, Patience::default())
     }
 
-    /// The folder that names are appended to, with its closing slash.
+    /// The same with other waits.
+    pub fn with_patience(address: &str, patience: Patience) -> Result<Self, FilesError> {
+        let of_file = address.trim().rsplit_once('/').and_then(|(folder, file)| {
+            let good = file.ends_with(".gguf") && check_name(file).is_ok();
+            good.then(|| Address::parse(folder).map(|folder| (folder, Some(file.to_owned()))))?
+        });
+        let (parsed, gguf) = of_file
+            .or_else(|| Address::parse(address).map(|folder| (folder, None)))
+            .ok_or_else(|| FilesError::BadUrl { url: address.to_owned() })?;
+        Ok(Self {
+            base: parsed.base(None),
+            address: parsed,
+            gguf,
+            patience,
+            commit: OnceLock::new(),
+            met: AtomicBool::new(false),
+            state: Mutex::default(),
+        })
+    }
+
+    /// The folder that the address means, with its closing slash, at the revision that it names.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    async fn get(&self, name: &str, range: &Range<u64>) -> Result<Answer, FilesError> {
-        let url = format!("{}{name}", self.base);
-        fetch(&url, Request::Bytes(range))
-            .await
-            .map_err(|reason| FilesError::Io { name: name.to_owned(), reason })
+    /// The commit that all files are read at, once [`pin`](Self::pin) or the first read has found it; `None` before that
+    /// and for a web folder, which has none.
+    pub fn pinned(&self) -> Option<&str> {
+        self.commit.get()?.as_deref()
+    }
+
+    /// The folder at the pinned commit: an address by which someone else reads the very same files.
+    pub fn pinned_base(&self) -> String {
+        self.address.base(self.pinned())
+    }
+
+    /// Finds the commit that the address' revision is now, once; all later requests name that commit, so that a branch
+    /// may move on during a run.
+    ///
+    /// `None`: a web folder, or a server that does not say. There a file that changes is told by its `ETag`,
+    /// `Last-Modified` and size.
+    pub async fn pin(&self) -> Result<Option<&str>, FilesError> {
+        let commit = match self.commit.get() {
+            Some(commit) => commit,
+            None => {
+                let found = self.find_commit().await?;
+                self.commit.get_or_init(|| found)
+            }
+        };
+        Ok(commit.as_deref())
+    }
+
+    async fn find_commit(&self) -> Result<Option<String>, FilesError> {
+        let Address::Repository { hub, repository, revision } = &self.address else { return Ok(None) };
+        if is_commit(revision) {
+            return Ok(Some(revision.clone()));
+        }
+        let mut failures = Failures::new(&self.patience);
+        // The file need not be there: the header comes with a 404 too.
+        let url = format!("{}config.json", self.base);
+        let answer = self.ask(repository, &url, &Ask::Unfollowed, &mut failures).await?;
+        if let Some(commit) = answer.commit.filter(|commit| is_commit(commit)) {
+            return Ok(Some(commit));
+        }
+        // A browser shows the headers of the last redirect's target only.
+        #[derive(Deserialize)]
+        struct About {
+            sha: String,
+        }
+        let url = format!("{hub}api/models/{repository}/revision/{revision}");
+        let answer = self.ask(repository, &url, &Ask::Document(ABOUT_LIMIT), &mut failures).await?;
+        let about: Option<About> = match (answer.status, answer.end) {
+            (200, End::Whole) => serde_json::from_slice(&answer.body).ok(),
+            _ => None,
+        };
+        Ok(about.map(|about| about.sha).filter(|sha| is_commit(sha)))
+    }
+
+    /// An answer that is not "later", from wherever the file is.
+    async fn get(&self, name: &str, ask: &Ask, failures: &mut Failures<'_>) -> Result<Answer, FilesError> {
+        let url = format!("{}{name}", self.address.base(self.pin().await?));
+        let mut refusals = 0;
+        loop {
+            // A signature is for GET alone.
+            let known = match ask {
+                Ask::Head => None,
+                _ => self.state().known.get(name).and_then(|known| known.target.clone()),
+            };
+            let (answer, redirected) = match &known {
+                Some(target) => match fetch(target, ask, self.patience.answer).await {
+                    Ok(answer) if !matches!(answer.status, 400..) => (answer, true),
+                    // It may have expired, or moved: the address itself knows.
+                    _ => {
+                        self.forget_target(name);
+                        continue;
+                    }
+                },
+                None => {
+                    let answer = self.ask(name, &url, ask, failures).await?;
+                    let redirected = answer.target.is_some();
+                    (answer, redirected)
+                }
+            };
+            if redirected && matches!(answer.status, 401 | 403 | 410) && refusals < NEW_SIGNATURES {
+                refusals += 1;
+                continue;
+            }
+            if matches!(answer.status, 200 | 206) && !matches!(ask, Ask::Head) {
+                self.check_same(name, &answer)?;
+                let target = answer.target.clone().or(known);
+                self.know(name, |known| known.target = target);
+            }
+            return Ok(answer);
+        }
+    }
+
+    /// An answer that is not "later".
+    async fn ask(
+        &self,
+        name: &str,
+        url: &str,
+        ask: &Ask,
+        failures: &mut Failures<'_>,
+    ) -> Result<Answer, FilesError> {
+        loop {
+            let (trouble, asked) = match fetch(url, ask, self.patience.answer).await {
+                Ok(answer) => {
+                    self.met.store(true, Ordering::Relaxed);
+                    match answer.status {
+                        // Request Timeout, Too Early, Too Many Requests; and what a server says that is not well.
+                        408 | 425 | 429 | 500 | 502..=504 => {
+                            (Trouble::Busy { status: answer.status }, answer.retry_after)
+                        }
+                        _ => return Ok(answer),
+                    }
+                }
+                Err(reason) => (Trouble::Unreachable { reason }, None),
+            };
+            self.wait(name, failures, trouble, asked.as_deref()).await?;
+        }
+    }
+
+    async fn wait(
+        &self,
+        name: &str,
+        failures: &mut Failures<'_>,
+        trouble: Trouble,
+        asked: Option<&str>,
+    ) -> Result<(), FilesError> {
+        let met = self.met.load(Ordering::Relaxed);
+        sleep(failures.wait(name, trouble, met, asked)?).await;
+        Ok(())
+    }
+
+    /// Refuses an answer from another version of the file than the answers before it.
+    fn check_same(&self, name: &str, answer: &Answer) -> Result<(), FilesError> {
+        let range = answer.content_range.as_deref().and_then(ContentRange::parse);
+        let size = match answer.status {
+            200 if answer.end == End::Whole => Some(answer.body.len() as u64),
+            _ => range.and_then(|range| range.size),
+        };
+        // At a commit nothing changes; there the two ends of a content network may have an ETag each.
+        let version = answer.version.clone().filter(|_| self.pinned().is_none());
+        let mut changed = None;
+        self.know(name, |known| {
+            let mut compare = |was: &Option<String>, now: &Option<String>| {
+                if let (Some(was), Some(now)) = (was, now)
+                    && was != now
+                {
+                    changed.get_or_insert_with(|| (was.clone(), now.clone()));
+                }
+            };
+            let bytes = |size: Option<u64>| size.map(|size| format!("{size} bytes"));
+            compare(&bytes(known.size), &bytes(size));
+            compare(&known.version, &version);
+            known.size = known.size.or(size);
+            known.version = known.version.take().or(version);
+        });
+        match changed {
+            Some((was, now)) => Err(FilesError::Changed { name: name.to_owned(), was, now }),
+            None => Ok(()),
+        }
     }
 
     /// The answer to a HEAD request, for a server whose `Content-Range` a page may not see (CORS).
-    async fn head_size(&self, name: &str) -> Result<u64, FilesError> {
-        let url = format!("{}{name}", self.base);
-        let io = |reason| FilesError::Io { name: name.to_owned(), reason };
-        let answer = fetch(&url, Request::Head).await.map_err(io)?;
+    async fn head_size(&self, name: &str, failures: &mut Failures<'_>) -> Result<u64, FilesError> {
+        let answer = self.get(name, &Ask::Head, failures).await?;
         if answer.status != 200 {
             return Err(refused(name, answer.status));
         }
-        answer.content_length.ok_or_else(|| io("the server does not say how large it is".to_owned()))
+        answer.content_length.ok_or_else(|| FilesError::Io {
+            name: name.to_owned(),
+            reason: "the server does not say how large it is".to_owned(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn know(&self, name: &str, learn: impl FnOnce(&mut Known)) {
+        let mut state = self.state();
+        if state.known.len() >= MOST_KNOWN && !state.known.contains_key(name) {
+            state.known.clear();
+        }
+        learn(state.known.entry(name.to_owned()).or_default());
+    }
+
+    fn forget_target(&self, name: &str) {
+        self.know(name, |known| known.target = None);
     }
 
     fn cached(&self, name: &str) -> Option<Arc<Vec<u8>>> {
-        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
-        whole.as_ref().filter(|(cached, _)| cached == name).map(|(_, bytes)| Arc::clone(bytes))
+        self.state().whole.as_ref().filter(|(cached, _)| cached == name).map(|(_, bytes)| Arc::clone(bytes))
     }
 
-    /// Takes a whole file from a server without ranges.
-    fn keep(&self, name: &str, body: Option<Vec<u8>>) -> Result<Arc<Vec<u8>>, FilesError> {
-        let bytes =
-            body.ok_or_else(|| FilesError::NoRanges { name: name.to_owned(), limit: WHOLE_FILE_LIMIT })?;
-        let bytes = Arc::new(bytes);
-        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((name.to_owned(), Arc::clone(&bytes)));
-        Ok(bytes)
+    /// Takes a whole file from a server without ranges; `None` if it did not come whole, and is to be asked for again.
+    async fn keep(
+        &self,
+        name: &str,
+        answer: Answer,
+        failures: &mut Failures<'_>,
+    ) -> Result<Option<Arc<Vec<u8>>>, FilesError> {
+        let got = answer.body.len() as u64;
+        let wanted = answer.content_length.unwrap_or(got);
+        match answer.end {
+            End::Whole => {
+                let bytes = Arc::new(answer.body);
+                self.state().whole = Some((name.to_owned(), Arc::clone(&bytes)));
+                Ok(Some(bytes))
+            }
+            End::Excess => Err(FilesError::NoRanges { name: name.to_owned(), limit: WHOLE_FILE_LIMIT }),
+            End::Cut(reason) => {
+                self.wait(name, failures, Trouble::Cut { got, wanted, reason }, None).await?;
+                Ok(None)
+            }
+        }
     }
 }
 
 impl Files for UrlFiles {
     async fn size(&self, name: &str) -> Result<u64, FilesError> {
         check_name(name)?;
-        if let Some(whole) = self.cached(name) {
-            return Ok(whole.len() as u64);
+        if let Some(size) = self.state().known.get(name).and_then(|known| known.size) {
+            return Ok(size);
         }
-        let answer = self.get(name, &(0..1)).await?;
-        match answer.status {
-            206 => match answer.content_range.as_deref() {
-                None => self.head_size(name).await,
-                Some(text) => match ContentRange::parse(text) {
-                    Some(ContentRange { size: Some(size), .. }) => Ok(size),
-                    _ => Err(wrong_range(name, &(0..1), text)),
+        let mut failures = Failures::new(&self.patience);
+        loop {
+            let answer = self.get(name, &Ask::Bytes(0..1), &mut failures).await?;
+            let size = match answer.status {
+                206 => match answer.content_range.as_deref() {
+                    None => self.head_size(name, &mut failures).await?,
+                    Some(text) => match ContentRange::parse(text) {
+                        Some(ContentRange { size: Some(size), .. }) => size,
+                        _ => return Err(wrong_range(name, &(0..1), text)),
+                    },
                 },
-            },
-            200 => Ok(self.keep(name, answer.body)?.len() as u64),
-            // No byte 0 to send: the file is empty.
-            416 if answer.content_range.as_deref() == Some("bytes */0") => Ok(0),
-            status => Err(refused(name, status)),
+                200 => match self.keep(name, answer, &mut failures).await? {
+                    Some(whole) => whole.len() as u64,
+                    None => continue,
+                },
+                // No byte 0 to send: the file is empty.
+                416 if answer.content_range.as_deref().and_then(ContentRange::unsatisfied) == Some(0) => 0,
+                status => return Err(refused(name, status)),
+            };
+            self.know(name, |known| known.size = Some(size));
+            return Ok(size);
         }
     }
 
@@ -107,276 +347,76 @@ impl Files for UrlFiles {
             return slice(name, &whole, &range).map(<[u8]>::to_vec);
         }
         let wanted = range.end - range.start;
-        let answer = self.get(name, &range).await?;
-        match answer.status {
-            206 => {
-                if let Some(text) = answer.content_range.as_deref() {
-                    let right = ContentRange::parse(text)
-                        .is_some_and(|found| (found.start, found.last) == (range.start, range.end - 1));
-                    if !right {
-                        return Err(wrong_range(name, &range, text));
+        let mut failures = Failures::new(&self.patience);
+        let mut bytes = Vec::new();
+        loop {
+            let rest = range.start + bytes.len() as u64..range.end;
+            let answer = self.get(name, &Ask::Bytes(rest.clone()), &mut failures).await?;
+            let outside = |size| FilesError::OutOfRange {
+                name: name.to_owned(),
+                start: range.start,
+                end: range.end,
+                size,
+            };
+            match answer.status {
+                206 => {
+                    if let Some(text) = answer.content_range.as_deref() {
+                        let found =
+                            ContentRange::parse(text).ok_or_else(|| wrong_range(name, &rest, text))?;
+                        if let Some(size) = found.size.filter(|size| *size < range.end) {
+                            return Err(outside(size));
+                        }
+                        // A shorter part from where it was asked for is allowed (RFC 9110, 15.3.7).
+                        if found.start != rest.start || found.last >= rest.end {
+                            return Err(wrong_range(name, &rest, text));
+                        }
                     }
                 }
-                // A body over the length was dropped at its first byte too many.
-                let got = answer.body.as_ref().map_or(wanted + 1, |body| body.len() as u64);
-                answer.body.filter(|_| got == wanted).ok_or_else(|| FilesError::Truncated {
-                    name: name.to_owned(),
-                    wanted,
-                    got,
-                })
+                200 => match self.keep(name, answer, &mut failures).await? {
+                    Some(whole) => return slice(name, &whole, &range).map(<[u8]>::to_vec),
+                    None => continue,
+                },
+                416 => {
+                    let size = answer.content_range.as_deref().and_then(ContentRange::unsatisfied);
+                    return Err(size.map_or_else(|| refused(name, 416), outside));
+                }
+                status => return Err(refused(name, status)),
             }
-            200 => slice(name, &self.keep(name, answer.body)?, &range).map(<[u8]>::to_vec),
-            status => Err(refused(name, status)),
+            if answer.end == End::Excess {
+                return Err(FilesError::Excess { name: name.to_owned(), wanted: rest.end - rest.start });
+            }
+            failures.progress(answer.body.len() as u64);
+            if bytes.is_empty() {
+                bytes = answer.body;
+            } else {
+                bytes.extend_from_slice(&answer.body);
+            }
+            let got = bytes.len() as u64;
+            if got == wanted {
+                return Ok(bytes);
+            }
+            let reason = match answer.end {
+                End::Cut(reason) => reason,
+                _ => "the answer ended there".to_owned(),
+            };
+            self.wait(name, &mut failures, Trouble::Cut { got, wanted, reason }, None).await?;
         }
     }
-}
 
-/// What to ask for.
-enum Request<'a> {
-    Bytes(&'a Range<u64>),
-    Head,
-}
-
-impl Request<'_> {
-    /// The value of the `Range` header (RFC 9110, 14.2).
-    fn range_header(&self) -> Option<String> {
-        match self {
-            Self::Bytes(range) => Some(format!("bytes={}-{}", range.start, range.end.saturating_sub(1))),
-            Self::Head => None,
-        }
-    }
-
-    /// How long a body may be, given the status it comes with.
-    fn body_limit(&self, status: u16) -> u64 {
-        match (self, status) {
-            (Self::Bytes(range), 206) => range.end.saturating_sub(range.start),
-            (Self::Bytes(_), 200) => WHOLE_FILE_LIMIT,
-            _ => 0,
-        }
-    }
-}
-
-/// What a server answered.
-struct Answer {
-    status: u16,
-    content_range: Option<String>,
-    content_length: Option<u64>,
-    /// `None`: it was longer than allowed, and the rest of it was not read.
-    body: Option<Vec<u8>>,
-}
-
-/// `Content-Range: bytes start-last/size` (RFC 9110, 14.4), where the size may be unknown (`*`).
-#[derive(Debug, PartialEq, Eq)]
-struct ContentRange {
-    start: u64,
-    last: u64,
-    size: Option<u64>,
-}
-
-impl ContentRange {
-    fn parse(text: &str) -> Option<Self> {
-        let (range, size) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
-        let (start, last) = range.split_once('-')?;
-        let size = match size {
-            "*" => None,
-            size => Some(size.parse().ok()?),
-        };
-        Some(Self { start: start.parse().ok()?, last: last.parse().ok()?, size })
+    fn weights_file(&self) -> Option<String> {
+        self.gguf.clone()
     }
 }
 
 fn wrong_range(name: &str, range: &Range<u64>, got: &str) -> FilesError {
     let wanted = format!("{}-{}", range.start, range.end.saturating_sub(1));
-    FilesError::WrongRange { name: name.to_owned(), wanted, got: got.to_owned() }
+    FilesError::WrongRange { name: name.to_owned(), wanted, got: got.chars().take(200).collect() }
 }
 
 fn refused(name: &str, status: u16) -> FilesError {
     match status {
         404 | 410 => FilesError::NotFound { name: name.to_owned() },
         status => FilesError::Http { name: name.to_owned(), status },
-    }
-}
-
-/// The folder that an address means, with its closing slash; `None` if it means none.
-fn folder(address: &str) -> Option<String> {
-    const HUB: &str = "https://huggingface.co/";
-    let plain = |text: &str| {
-        !text.is_empty()
-            && !text.contains("..")
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    let repository = |path: &str| -> Option<String> {
-        let path = path.split(['?', '#']).next()?.trim_end_matches('/');
-        match path.split('/').collect::<Vec<_>>().as_slice() {
-            [org, name] if plain(org) && plain(name) => Some(format!("{HUB}{org}/{name}/resolve/main/")),
-            [org, name, "tree" | "resolve", revision]
-                if [org, name, revision].iter().all(|part| plain(part)) =>
-            {
-                Some(format!("{HUB}{org}/{name}/resolve/{revision}/"))
-            }
-            _ => None,
-        }
-    };
-    let hub = [
-        "https://huggingface.co/",
-        "https://www.huggingface.co/",
-        "http://huggingface.co/",
-        "huggingface.co/",
-    ];
-    if let Some(path) = hub.iter().find_map(|prefix| address.strip_prefix(prefix)) {
-        return repository(path);
-    }
-    let relative = cfg!(target_arch = "wasm32") && (address.starts_with("./") || address.starts_with('/'));
-    let web = ["https://", "http://"]
-        .iter()
-        .any(|scheme| address.strip_prefix(scheme).is_some_and(|rest| !rest.trim_matches('/').is_empty()));
-    if relative || web {
-        // Names are appended to it, which a query or a fragment would swallow.
-        let odd = |c: char| c == '?' || c == '#' || c.is_control() || c.is_whitespace();
-        return (!address.contains(odd)).then(|| format!("{}/", address.trim_end_matches('/')));
-    }
-    repository(address)
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-mod native {
-    //! Requests through ureq.
-
-    use std::io::Read;
-    use std::sync::OnceLock;
-    use std::time::Duration;
-
-    use super::{Answer, Request};
-
-    pub(super) async fn fetch(url: &str, request: Request<'_>) -> Result<Answer, String> {
-        let response = match request.range_header() {
-            Some(range) => agent().get(url).header("Range", range).call(),
-            None => agent().head(url).call(),
-        };
-        let response = response.map_err(|error| error.to_string())?;
-        let status = response.status().as_u16();
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let content_range = header("content-range").map(str::to_owned);
-        let content_length = header("content-length").and_then(|text| text.parse().ok());
-        let limit = request.body_limit(status);
-        let body = if limit == 0 || content_length.is_some_and(|length| length > limit) {
-            None
-        } else {
-            let mut bytes = Vec::new();
-            let mut reader = response.into_body().into_reader().take(limit.saturating_add(1));
-            reader.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-            (bytes.len() as u64 <= limit).then_some(bytes)
-        };
-        Ok(Answer { status, content_range, content_length, body })
-    }
-
-    /// One agent keeps its connections open between the many ranges of one file.
-    fn agent() -> &'static ureq::Agent {
-        static AGENT: OnceLock<ureq::Agent> = OnceLock::new();
-        AGENT.get_or_init(|| {
-            ureq::Agent::config_builder()
-                .http_status_as_error(false)
-                .timeout_connect(Some(Duration::from_secs(30)))
-                .timeout_recv_response(Some(Duration::from_secs(60)))
-                .timeout_recv_body(Some(Duration::from_secs(600)))
-                .user_agent(concat!("baton/", env!("CARGO_PKG_VERSION")))
-                .build()
-                .into()
-        })
-    }
-}
-
-#[cfg(target_arch = "wasm32")]
-mod browser {
-    //! Requests through the browser's `fetch`, in a page or a worker.
-
-    use js_sys::{Reflect, Uint8Array};
-    use wasm_bindgen::{JsCast, JsValue};
-    use wasm_bindgen_futures::JsFuture;
-    use web_sys::{Headers, ReadableStreamDefaultReader, RequestInit, Response, Window, WorkerGlobalScope};
-
-    use super::{Answer, Request};
-
-    pub(super) async fn fetch(url: &str, request: Request<'_>) -> Result<Answer, String> {
-        let response = send(url, &request).await.map_err(|error| describe(&error))?;
-        let status = response.status();
-        let header = |name| response.headers().get(name).ok().flatten();
-        let content_range = header("content-range");
-        let content_length = header("content-length").and_then(|text| text.parse().ok());
-        let limit = request.body_limit(status);
-        let body = if limit == 0 || content_length.is_some_and(|length: u64| length > limit) {
-            cancel(&response);
-            None
-        } else {
-            read(&response, limit).await.map_err(|error| describe(&error))?
-        };
-        Ok(Answer { status, content_range, content_length, body })
-    }
-
-    /// What a JavaScript error says.
-    pub(in crate::files) fn describe(error: &JsValue) -> String {
-        match error.dyn_ref::<js_sys::Error>() {
-            Some(error) => String::from(error.message()),
-            None => format!("{error:?}"),
-        }
-    }
-
-    async fn send(url: &str, request: &Request<'_>) -> Result<Response, JsValue> {
-        let init = RequestInit::new();
-        match request.range_header() {
-            Some(range) => {
-                let headers = Headers::new()?;
-                headers.set("Range", &range)?;
-                init.set_headers(&headers);
-                // Chromium keeps a part, and asks for the next one with If-Range: to that a server may answer with the
-                // whole file. Set by name, as web-sys has it only with a feature of its own.
-                Reflect::set(&init, &JsValue::from_str("cache"), &JsValue::from_str("no-store"))?;
-            }
-            None => init.set_method("HEAD"),
-        }
-        let request = web_sys::Request::new_with_str_and_init(url, &init)?;
-        let global = js_sys::global();
-        let promise = match global.dyn_into::<Window>() {
-            Ok(window) => window.fetch_with_request(&request),
-            Err(global) => match global.dyn_into::<WorkerGlobalScope>() {
-                Ok(worker) => worker.fetch_with_request(&request),
-                Err(_) => {
-                    return Err(js_sys::Error::new("there is no fetch outside of a page or a worker").into());
-                }
-            },
-        };
-        JsFuture::from(promise).await?.dyn_into()
-    }
-
-    /// The body, chunk by chunk; `None` as soon as it is longer than `limit`.
-    async fn read(response: &Response, limit: u64) -> Result<Option<Vec<u8>>, JsValue> {
-        let mut bytes = Vec::new();
-        let Some(stream) = response.body() else { return Ok(Some(bytes)) };
-        let reader: ReadableStreamDefaultReader = stream.get_reader().dyn_into()?;
-        loop {
-            let result = JsFuture::from(reader.read()).await?;
-            if Reflect::get(&result, &JsValue::from_str("done"))?.is_truthy() {
-                return Ok(Some(bytes));
-            }
-            let chunk: Uint8Array = Reflect::get(&result, &JsValue::from_str("value"))?.dyn_into()?;
-            if bytes.len() as u64 + u64::from(chunk.length()) > limit {
-                // Whether the server hears of it makes no difference here.
-                drop(reader.cancel());
-                return Ok(None);
-            }
-            let start = bytes.len();
-            bytes.resize(start + chunk.length() as usize, 0);
-            if let Some(rest) = bytes.get_mut(start..) {
-                chunk.copy_to(rest);
-            }
-        }
-    }
-
-    /// Tells the browser that the body is not wanted.
-    fn cancel(response: &Response) {
-        if let Some(stream) = response.body() {
-            drop(stream.cancel());
-        }
     }
 }
 
@@ -485,49 +525,28 @@ mod tests {
     #[test]
     fn an_answer_of_another_length_or_range_is_an_error() {
         let url = serve(|path, _| match path {
-            "/model/short" => ("206 Partial Content\r\nContent-Range: bytes 0-9/100".to_owned(), vec![7; 4]),
             "/model/long" => ("206 Partial Content\r\nContent-Range: bytes 0-9/100".to_owned(), vec![7; 11]),
             _ => ("206 Partial Content\r\nContent-Range: bytes 5-14/100".to_owned(), vec![7; 10]),
         });
         let files = UrlFiles::new(&url).unwrap();
-        let truncated = |name: &str, got| FilesError::Truncated { name: name.to_owned(), wanted: 10, got };
-        assert_eq!(block_on(files.read("short", 0..10)), Err(truncated("short", 4)));
-        assert_eq!(block_on(files.read("long", 0..10)), Err(truncated("long", 11)));
+        let long = FilesError::Excess { name: "long".to_owned(), wanted: 10 };
+        assert_eq!(block_on(files.read("long", 0..10)), Err(long));
         assert!(matches!(block_on(files.read("moved", 0..10)), Err(FilesError::WrongRange { .. })));
     }
 
     #[test]
-    fn an_address_becomes_the_folder_of_its_files() {
-        let hub = "https://huggingface.co/org/na-me_1.5/resolve/main/";
-        for (address, base) in [
-            ("https://huggingface.co/org/na-me_1.5", hub),
-            ("https://huggingface.co/org/na-me_1.5/", hub),
-            ("https://huggingface.co/org/na-me_1.5/tree/main", hub),
-            ("https://huggingface.co/org/na-me_1.5?library=transformers", hub),
-            ("https://huggingface.co/org/na-me_1.5/resolve/main/", hub),
-            ("huggingface.co/org/na-me_1.5", hub),
-            (" org/na-me_1.5 ", hub),
-            ("https://huggingface.co/org/name/tree/v2", "https://huggingface.co/org/name/resolve/v2/"),
-            ("http://192.168.1.7:8000/models/mine", "http://192.168.1.7:8000/models/mine/"),
-            ("https://example.org/", "https://example.org/"),
+    fn the_address_of_a_gguf_file_is_that_of_its_folder() {
+        for (address, base, file) in [
+            (
+                "https://huggingface.co/org/name/blob/main/tiny.gguf",
+                "https://huggingface.co/org/name/resolve/main/",
+                Some("tiny.gguf"),
+            ),
+            ("http://127.0.0.1/models/a.gguf", "http://127.0.0.1/models/", Some("a.gguf")),
+            ("org/name.gguf", "https://huggingface.co/org/name.gguf/resolve/main/", None),
         ] {
-            assert_eq!(UrlFiles::new(address).unwrap().base(), base, "{address}");
-        }
-        for address in
-            ["", "name", "a/b/c", "../x", "a b/c", "ftp://x/y", "https://", "https://x/y?z=1", "javascript:1"]
-        {
-            let error = UrlFiles::new(address).unwrap_err();
-            assert_eq!(error, FilesError::BadUrl { url: address.to_owned() });
-        }
-    }
-
-    #[test]
-    fn a_content_range_is_read_or_refused() {
-        let parse = ContentRange::parse;
-        assert_eq!(parse("bytes 0-0/1000"), Some(ContentRange { start: 0, last: 0, size: Some(1000) }));
-        assert_eq!(parse("bytes 5-9/*"), Some(ContentRange { start: 5, last: 9, size: None }));
-        for bad in ["", "bytes", "bytes 0-0", "bytes */7", "bytes a-b/c", "bytes 0-0/-1", "items 0-1/2"] {
-            assert_eq!(parse(bad), None, "{bad}");
+            let files = UrlFiles::new(address).unwrap();
+            assert_eq!((files.base(), files.weights_file().as_deref()), (base, file));
         }
     }
 }

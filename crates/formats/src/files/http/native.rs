@@ -1,0 +1,70 @@
+//! Requests through ureq.
+
+use std::io::Read;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ureq::ResponseExt;
+
+use super::{Answer, Ask, End};
+
+/// Sends one request and reads its answer; neither its headers nor its body may take longer than `time` to come.
+pub(in crate::files) async fn fetch(url: &str, ask: &Ask, time: Duration) -> Result<Answer, String> {
+    let request = match ask {
+        Ask::Head => agent().head(url),
+        _ => agent().get(url),
+    };
+    let request = match ask.range_header() {
+        Some(range) => request.header("Range", range),
+        None => request,
+    };
+    let mut config = request.config().timeout_recv_response(Some(time)).timeout_recv_body(Some(time));
+    if matches!(ask, Ask::Unfollowed) {
+        config = config.max_redirects(0);
+    }
+    let response = config.build().call().map_err(|error| match error {
+        ureq::Error::Timeout(_) => format!("no answer in {} seconds", time.as_secs_f32()),
+        ureq::Error::TooManyRedirects => "it is redirected in a circle".to_owned(),
+        error => error.to_string(),
+    })?;
+    let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
+    let mut answer = Answer::new(response.status().as_u16(), header);
+    let target = response.get_uri().to_string();
+    answer.target = (target != url).then_some(target);
+    let limit = ask.body_limit(answer.status);
+    if limit == 0 {
+        return Ok(answer);
+    }
+    if answer.content_length.is_some_and(|length| length > limit) {
+        answer.end = End::Excess;
+        return Ok(answer);
+    }
+    let mut reader = response.into_body().into_reader().take(limit.saturating_add(1));
+    // What was read before an error stays in the body.
+    if let Err(error) = reader.read_to_end(&mut answer.body) {
+        let timeout = error.kind() == std::io::ErrorKind::TimedOut || error.to_string().contains("timeout");
+        let slow = || format!("it was not all there after {} seconds", time.as_secs_f32());
+        answer.end = End::Cut(if timeout { slow() } else { error.to_string() });
+    } else if answer.body.len() as u64 > limit {
+        answer.end = End::Excess;
+    }
+    Ok(answer)
+}
+
+/// Waits; natively these futures block.
+pub(in crate::files) async fn sleep(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// One agent keeps its connections open between the many ranges of one file.
+fn agent() -> &'static ureq::Agent {
+    static AGENT: OnceLock<ureq::Agent> = OnceLock::new();
+    AGENT.get_or_init(|| {
+        ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(30)))
+            .user_agent(concat!("baton/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .into()
+    })
+}
