@@ -160,13 +160,7 @@ async fn resolve(
         (StatusCode::TEMPORARY_REDIRECT, location)
     } else {
         let mut hub = lock(&site.hub);
-        let signature = Signature {
-            repository: repository.clone(),
-            commit: commit.clone(),
-            file: file.clone(),
-            made: Instant::now(),
-            uses: 0,
-        };
+        let signature = Signature { repository, commit, file: file.clone(), made: Instant::now(), uses: 0 };
         hub.signatures.push(signature);
         let (number, expires) = (hub.signatures.len() - 1, hub.faults.signature_age.unwrap_or(Duration::MAX));
         let address = site.address;
