@@ -36,5 +36,6 @@ pub use peft::{Adapter, AdapterConfig, LoraPair, PeftError};
 pub use projection::Projection;
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use weights::{
-    NumberFormat, SafetensorsWriter, TensorEntry, TensorIndex, WeightsError, write_safetensors,
+    Gguf, GgufValue, NumberFormat, SafetensorsWriter, TensorEntry, TensorIndex, WeightsError, write_gguf,
+    write_safetensors,
 };

@@ -131,6 +131,28 @@ pub enum WeightsError {
         /// Where it also is.
         second: String,
     },
+    /// A GGUF file does not say something that is needed.
+    #[error(
+        "{name} does not say {key}, or not in the form that it should have; it is damaged, or not a model"
+    )]
+    Metadata {
+        /// The file's name.
+        name: String,
+        /// What is missing: a key of the metadata, or a tensor.
+        key: String,
+    },
+    /// A GGUF file names something that is not known here.
+    #[error("the {what} of {name} is {found}; known are {known}")]
+    Unknown {
+        /// The file's name.
+        name: String,
+        /// What is named.
+        what: &'static str,
+        /// The name.
+        found: String,
+        /// The names that are known.
+        known: &'static str,
+    },
     /// A tensor that the model needs is not there.
     #[error("{file} has no tensor {tensor}; its config.json is that of another model")]
     Missing {

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::files::{Files, FilesError};
 
 mod error;
+pub mod gguf;
 mod number;
 mod safetensors;
 mod stream;
 mod write;
 
 pub use error::WeightsError;
+pub use gguf::{Gguf, GgufValue, write_gguf};
 pub use number::NumberFormat;
 pub use stream::{FETCH_LIMIT, PIECE_LIMIT, Sink};
 pub use write::{SafetensorsWriter, write_safetensors};
@@ -40,7 +43,6 @@ pub struct TensorEntry {
 
 /// What a converter did to a tensor, and a reader undoes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(dead_code, reason = "the GGUF reader, which comes next, makes them")]
 pub(crate) enum Undo {
     /// Nothing.
     Nothing,
@@ -132,6 +134,8 @@ pub struct TensorIndex {
     source: String,
     files: Vec<FileSize>,
     entries: BTreeMap<String, TensorEntry>,
+    /// What a GGUF file says besides.
+    gguf: Option<Arc<Gguf>>,
 }
 
 impl TensorIndex {
@@ -148,17 +152,25 @@ impl TensorIndex {
             other => return other,
         }
         match safetensors::read_shards(files, INDEX_FILE).await {
-            Ok((files, entries)) => Ok(Self { source: INDEX_FILE.to_owned(), files, entries }),
+            Ok((files, entries)) => Ok(Self { source: INDEX_FILE.to_owned(), files, entries, gguf: None }),
             Err(WeightsError::Files(FilesError::NotFound { .. })) => Err(WeightsError::NoWeights),
             Err(error) => Err(error),
         }
     }
 
-    /// Reads the header of one file, and nothing else of it.
+    /// Reads the header of one file, safetensors or GGUF, and nothing else of it.
+    ///
+    /// The tensors of a GGUF file go by the names and shapes that they have on the Hugging Face hub, and what its
+    /// converter did to their numbers is undone when they are read.
     pub async fn open(files: &impl Files, name: &str) -> Result<Self, WeightsError> {
         let (file, start) = FileSize::open(files, name).await?;
+        let source = name.to_owned();
+        if start.starts_with(&gguf::MAGIC) {
+            let (gguf, entries) = Gguf::read(files, &file).await?;
+            return Ok(Self { source, files: vec![file], entries, gguf: Some(Arc::new(gguf)) });
+        }
         let header = safetensors::Header::read_alone(files, file, start).await?;
-        Ok(Self { source: name.to_owned(), files: vec![header.file], entries: header.entries })
+        Ok(Self { source, files: vec![header.file], entries: header.entries, gguf: None })
     }
 
     /// The names of all tensors, sorted.
@@ -174,6 +186,11 @@ impl TensorIndex {
     /// The files that the tensors are in.
     pub fn files(&self) -> &[FileSize] {
         &self.files
+    }
+
+    /// What the file says of its model besides, if it is a GGUF file.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_deref()
     }
 
     /// A tensor by its name.
