@@ -6,8 +6,8 @@ use baton_formats::BlobFiles;
 #[cfg(not(target_arch = "wasm32"))]
 use baton_formats::DirFiles;
 use baton_formats::{
-    Dataset, Encoded, Encoding, Files, FilesError, MemoryFiles, ModelConfig, TensorIndex, Tokenizer,
-    UrlFiles, dataset, read_all,
+    Dataset, Encoded, Encoding, Files, FilesError, Gguf, MemoryFiles, ModelConfig, TensorIndex, Tokenizer,
+    UrlFiles, WeightsError, dataset, read_all,
 };
 use baton_model::{AdamW, LoraSpec};
 use baton_protocol::run::Settings;
@@ -88,22 +88,33 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads configuration, tokenizer and header.
+    /// Reads configuration, tokenizer and header. A GGUF file that stands alone has all three.
     ///
     /// # Errors
     ///
     /// In words, when a file is missing, broken, or of a model that cannot be trained.
     pub async fn open(files: AnyFiles) -> Result<Rc<Self>, EngineError> {
-        let config_bytes = read_all(&files, CONFIG_FILE, CONFIG_LIMIT).await?;
+        // The small files first: a folder that is no model's is told by its missing config.json.
+        let lone = match files.weights_file() {
+            Some(_) => Some(TensorIndex::open_model(&files).await?),
+            None => None,
+        };
+        let gguf = lone.as_ref().and_then(TensorIndex::gguf);
+        let config_bytes = read_all(&files, CONFIG_FILE, CONFIG_LIMIT).await;
+        let config_bytes = or_from(config_bytes, gguf, Gguf::config_json)?;
         let config = ModelConfig::parse(&config_bytes)?;
-        let tokenizer = Tokenizer::from_bytes(&read_all(&files, TOKENIZER_FILE, TOKENIZER_LIMIT).await?)?;
+        let tokenizer = read_all(&files, TOKENIZER_FILE, TOKENIZER_LIMIT).await;
+        let tokenizer = Tokenizer::from_bytes(&or_from(tokenizer, gguf, Gguf::tokenizer_json)?)?;
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(EngineError::VocabularyMismatch {
                 tokens: tokenizer.vocab_size(),
                 embeddings: config.vocab_size,
             });
         }
-        let index = TensorIndex::open_model(&files).await?;
+        let index = match lone {
+            Some(index) => index,
+            None => TensorIndex::open_model(&files).await?,
+        };
         let config_text = String::from_utf8_lossy(&config_bytes).into_owned();
         Ok(Rc::new(Self { files, config, config_text, tokenizer, index }))
     }
@@ -120,6 +131,18 @@ impl Model {
         let encoded = dataset::encode(dataset, &self.tokenizer, &encoding)?;
         encoded.check_vocab(self.config.vocab_size)?;
         Ok(encoded)
+    }
+}
+
+/// A file, or where there is none what a GGUF file says in its place.
+fn or_from(
+    file: Result<Vec<u8>, FilesError>,
+    gguf: Option<&Gguf>,
+    instead: impl FnOnce(&Gguf) -> Result<String, WeightsError>,
+) -> Result<Vec<u8>, EngineError> {
+    match (file, gguf) {
+        (Err(FilesError::NotFound { .. }), Some(gguf)) => Ok(instead(gguf)?.into_bytes()),
+        (file, _) => Ok(file?),
     }
 }
 
