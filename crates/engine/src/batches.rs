@@ -109,6 +109,7 @@ mod tests {
         let example = |(number, &len): (usize, &usize)| Example {
             ids: (0..len).map(|t| u32::try_from(100 * number + t).unwrap()).collect(),
             train: (0..len).map(|t| t > 0).collect(),
+            ..Example::default()
         };
         lens.iter().enumerate().map(example).collect()
     }

@@ -22,7 +22,10 @@ pub use config::{
     Activation, Architecture, BlockForm, Classifier, ClassifierForm, ConfigError, EndsForm, Head,
     ModelConfig, NormKind, NormPlace, Rope, RopeScaling,
 };
-pub use dataset::{Dataset, DatasetError, Encoded, Encoding, Example, Sample};
+pub use dataset::{
+    Dataset, DatasetError, Encoded, Encoder, Encoding, Example, Inspection, Label, Mapping, Sample,
+    SampleBody, Target, Validation,
+};
 #[cfg(target_arch = "wasm32")]
 pub use files::BlobFiles;
 #[cfg(not(target_arch = "wasm32"))]

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use tokenizers::PostProcessor as _;
+
 /// The largest real `tokenizer.json` has 33 MB (Gemma 3).
 const SIZE_LIMIT: usize = 64 << 20;
 
@@ -55,6 +57,17 @@ pub struct Token {
     pub span: Option<Range<usize>>,
 }
 
+/// One or two texts as an encoder reads them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Framed {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// Which text each is of, as the post-processor says.
+    pub type_ids: Vec<u32>,
+    /// How many tokens of the texts were cut off.
+    pub cut: usize,
+}
+
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
@@ -80,7 +93,50 @@ impl Tokenizer {
 
     /// The tokens that [`Tokenizer::encode`] gives, with the text that each stands for.
     pub fn encode_spans(&self, text: &str) -> Result<Vec<Token>, TokenizerError> {
-        let encoding = self.inner.encode(text, true).map_err(|error| encode_error(&error))?;
+        self.spans_with(text, true)
+    }
+
+    /// The tokens that [`Tokenizer::encode_plain`] gives, with the text that each stands for.
+    pub fn encode_spans_plain(&self, text: &str) -> Result<Vec<Token>, TokenizerError> {
+        self.spans_with(text, false)
+    }
+
+    /// The tokens of a text, or of two beside each other, framed by the special tokens of the tokenizer's post-processor
+    /// (`[CLS] a [SEP] b [SEP]`). What does not fit into `limit` tokens is cut off the end of the text, or of the longer
+    /// one, as transformers does (`longest_first`); the frame stays.
+    pub fn encode_framed(
+        &self,
+        first: &str,
+        second: Option<&str>,
+        limit: usize,
+    ) -> Result<Framed, TokenizerError> {
+        let frame = self.inner.get_post_processor().map_or(0, |frame| frame.added_tokens(second.is_some()));
+        let encode = |text: &str| self.inner.encode_fast(text, false).map_err(|error| encode_error(&error));
+        let mut first = encode(first)?;
+        let mut second = second.map(encode).transpose()?;
+        let room = limit.saturating_sub(frame);
+        let (len, other) = (first.len(), second.as_ref().map_or(0, tokenizers::Encoding::len));
+        // The shorter one keeps up to half of the room; of two that are longer, the longer one keeps the odd token, or the
+        // second where they are equal.
+        let half = if len > other { room.div_ceil(2) } else { room / 2 };
+        let keep = len.min(room.saturating_sub(other).max(half));
+        let keep_other = other.min(room.saturating_sub(keep));
+        if keep < len {
+            first.truncate(keep, 0, tokenizers::TruncationDirection::Right);
+        }
+        if let Some(second) = second.as_mut().filter(|_| keep_other < other) {
+            second.truncate(keep_other, 0, tokenizers::TruncationDirection::Right);
+        }
+        let framed = self.inner.post_process(first, second, true).map_err(|error| encode_error(&error))?;
+        Ok(Framed {
+            ids: framed.get_ids().to_vec(),
+            type_ids: framed.get_type_ids().to_vec(),
+            cut: len - keep + other - keep_other,
+        })
+    }
+
+    fn spans_with(&self, text: &str, special: bool) -> Result<Vec<Token>, TokenizerError> {
+        let encoding = self.inner.encode(text, special).map_err(|error| encode_error(&error))?;
         let special = encoding.get_special_tokens_mask();
         let mut reached = 0;
         let tokens = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(special);

@@ -5,11 +5,11 @@
 mod common;
 
 use baton_formats::{
-    Dataset, DatasetError, Encoded, Encoding, Sample, Segment, Tokenizer,
-    dataset::{encode, parse},
+    ChatMessage, Dataset, DatasetError, Encoded, Encoding, Sample, SampleBody, Segment, Target, Tokenizer,
+    dataset::{Place, parse},
 };
 
-const WHOLE: Encoding = Encoding { seq_len: 512, append_eos: None, packing: false };
+const WHOLE: Encoding = Encoding { seq_len: 512, append_eos: None, packing: false, target: Target::Text };
 
 fn tokenizer(model: &str) -> Option<Tokenizer> {
     let json = common::shared(&format!("models/{model}/tokenizer.json"))?;
@@ -23,11 +23,15 @@ fn both() -> impl Iterator<Item = Tokenizer> {
 fn sample(segments: &[(&str, bool)]) -> Sample {
     let segments =
         segments.iter().map(|(text, train)| Segment { text: (*text).to_owned(), train: *train }).collect();
-    Sample { segments }
+    Sample { body: SampleBody::Segments(segments), label: None }
+}
+
+fn encode(dataset: &Dataset, tokenizer: &Tokenizer, encoding: &Encoding) -> Result<Encoded, DatasetError> {
+    baton_formats::dataset::encode(dataset, tokenizer, None, encoding)
 }
 
 fn data(samples: Vec<Sample>) -> Dataset {
-    Dataset { samples, skipped: 0 }
+    Dataset { samples, labels: Vec::new(), skipped: 0 }
 }
 
 /// The text of the tokens that the loss is taken on.
@@ -67,9 +71,19 @@ fn the_three_forms_of_jsonl_are_read() {
         [
             sample(&[("all", true)]),
             sample(&[("read ", false), ("learn", true)]),
-            sample(&[("user: ", false), ("hi\n", false), ("assistant: ", false), ("yo\n", true)]),
+            Sample {
+                body: SampleBody::Chat(vec![
+                    ChatMessage::new("user", "hi"),
+                    ChatMessage::new("assistant", "yo")
+                ]),
+                label: None,
+            },
         ]
     );
+    let turns = [("user: ", false), ("hi\n", false), ("assistant: ", false), ("yo\n", true)];
+    let turns: Vec<Segment> =
+        turns.iter().map(|(text, train)| Segment { text: (*text).to_owned(), train: *train }).collect();
+    assert_eq!(dataset.samples[2].segments(None).unwrap().to_vec(), turns);
     assert_eq!(dataset.skipped, 3);
 }
 
@@ -79,24 +93,34 @@ fn what_cannot_be_trained_on_is_refused_with_its_line() {
     for empty in [&b""[..], b"\n \n", br#"{"text": " "}"#] {
         assert_eq!(parse("a.jsonl", empty), Err(DatasetError::Empty { name: name() }));
     }
-    for wrong in
-        ["{", "7", "[]", r#"{"text": 7}"#, r#"{"messages": [{"role": "user"}]}"#, "{\"text\": \"a\"} x"]
-    {
+    for wrong in ["{", "7", "[]", "{\"text\": \"a\"} x"] {
         let text = format!("{{\"text\": \"fine\"}}\n{wrong}\n");
         match parse("a.jsonl", text.as_bytes()) {
-            Err(DatasetError::Json { line, .. }) => assert_eq!(line, 2),
+            Err(DatasetError::Json { place, .. }) => assert_eq!(place, Place::Line(2)),
             other => panic!("{wrong}: {other:?}"),
         }
     }
-    for (wrong, fields) in [
-        (r#"{"story": "a"}"#, vec!["story"]),
-        (r#"{"prompt": "a"}"#, vec!["prompt"]),
-        (r#"{"text": "a", "messages": []}"#, vec!["text", "messages"]),
+    for (wrong, at) in [
+        (r#"{"text": 7}"#, "text"),
+        (r#"{"messages": [{"role": "user"}]}"#, "messages"),
+        (r#"{"messages": "hi"}"#, "messages"),
+        (r#"{"messages": [{"role": "user", "content": [{"type": "image"}]}]}"#, "messages"),
     ] {
+        let text = format!("{{\"text\": \"fine\"}}\n{wrong}\n");
+        match parse("a.jsonl", text.as_bytes()) {
+            Err(DatasetError::Field { place, column, .. }) => {
+                assert_eq!((place, &*column), (Place::Line(2), at))
+            }
+            other => panic!("{wrong}: {other:?}"),
+        }
+    }
+    for (wrong, fields) in
+        [(r#"{"story_of": "a"}"#, vec!["story_of"]), (r#"{"prompt": "a"}"#, vec!["prompt"])]
+    {
         let fields = fields.into_iter().map(str::to_owned).collect();
         assert_eq!(
             parse("a.jsonl", wrong.as_bytes()),
-            Err(DatasetError::Record { name: name(), line: 1, fields })
+            Err(DatasetError::Record { name: name(), place: Place::Line(1), fields })
         );
     }
     assert_eq!(
@@ -172,7 +196,7 @@ fn long_samples_are_cut_counted_and_dropped_when_nothing_to_learn_is_left() {
     let ids = tokenizer.encode(long).unwrap();
     let samples =
         vec![sample(&[(long, true)]), sample(&[(long, false), (" Yes", true)]), sample(&[("", true)])];
-    let encoding = Encoding { seq_len: 8, append_eos: None, packing: false };
+    let encoding = Encoding { seq_len: 8, append_eos: None, packing: false, target: Target::Text };
     let encoded = encode(&data(samples.clone()), &tokenizer, &encoding).unwrap();
     assert_eq!(encoded.examples.len(), 1);
     assert_eq!(encoded.examples[0].ids, ids[..8]);
@@ -184,7 +208,7 @@ fn long_samples_are_cut_counted_and_dropped_when_nothing_to_learn_is_left() {
         encode(&only_dropped, &tokenizer, &encoding),
         Err(DatasetError::NoTargets { samples: 2, seq_len: 8 })
     );
-    let short = Encoding { seq_len: 1, append_eos: None, packing: false };
+    let short = Encoding { seq_len: 1, append_eos: None, packing: false, target: Target::Text };
     assert_eq!(encode(&only_dropped, &tokenizer, &short), Err(DatasetError::SeqLen { seq_len: 1 }));
 }
 
@@ -196,7 +220,7 @@ fn packing_joins_all_tokens_in_order_and_cuts_them_evenly() {
     let stream: Vec<u32> =
         texts.iter().flat_map(|text| [tokenizer.encode(text).unwrap(), vec![2]].concat()).collect();
     for seq_len in 2..=stream.len() + 1 {
-        let encoding = Encoding { seq_len, append_eos: Some(2), packing: true };
+        let encoding = Encoding { seq_len, append_eos: Some(2), packing: true, target: Target::Text };
         let encoded = encode(&data(samples.clone()), &tokenizer, &encoding).unwrap();
         let joined: Vec<u32> = encoded.examples.iter().flat_map(|example| example.ids.clone()).collect();
         let left_over = usize::from(stream.len() % seq_len == 1);

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use baton_formats::{
-    BlobFiles, Encoding, Files, FilesError, MemoryFiles, TensorIndex, Tokenizer, UrlFiles, WeightsError,
-    dataset, read_all, write_safetensors, zip,
+    BlobFiles, Encoding, Files, FilesError, MemoryFiles, Target, TensorIndex, Tokenizer, UrlFiles,
+    WeightsError, dataset, read_all, write_safetensors, zip,
 };
 use js_sys::{Array, Function, Uint8Array};
 use wasm_bindgen::JsValue;
@@ -42,8 +42,8 @@ fn text_becomes_the_tokens_that_it_becomes_natively() {
 fn only_the_completion_is_learned() {
     let tokenizer = Tokenizer::from_bytes(include_bytes!("tiny_tokenizer.json")).unwrap();
     let dataset = dataset::parse("a.jsonl", br#"{"prompt": "the cat", "completion": " the"}"#).unwrap();
-    let encoding = Encoding { seq_len: 16, append_eos: None, packing: false };
-    let encoded = dataset::encode(&dataset, &tokenizer, &encoding).unwrap();
+    let encoding = Encoding { seq_len: 16, append_eos: None, packing: false, target: Target::Text };
+    let encoded = dataset::encode(&dataset, &tokenizer, None, &encoding).unwrap();
     assert_eq!(encoded.examples[0].ids, [0, 3, 12, 6, 10, 13]);
     assert_eq!(encoded.examples[0].train, [false, false, false, false, false, true]);
 }

@@ -456,9 +456,8 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let (Some(text), Some((model, ..))) = (&self.text, &self.model) else { return };
         match model.encode(&text.dataset, &self.settings) {
             Ok(encoded) => {
-                let first = text.dataset.samples.first();
-                let beginning =
-                    first.iter().flat_map(|sample| &sample.segments).map(|part| part.text.as_str());
+                let first = text.dataset.samples.first().and_then(|sample| sample.segments(None).ok());
+                let beginning = first.iter().flat_map(|parts| parts.iter()).map(|part| part.text.as_str());
                 let event = HostEvent::Text {
                     name: text.name.clone(),
                     samples: encoded.examples.len(),
@@ -493,8 +492,8 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let blocks = u16::try_from(model.config.num_hidden_layers)
             .map_err(|_| (About::Model, "The model has too many blocks.".to_owned()))?;
         // What a sample reads before it is trained is the natural beginning; otherwise the begin token is.
-        let first = text.dataset.samples.first().and_then(|sample| sample.segments.first());
-        self.sample_prompt = match first {
+        let first = text.dataset.samples.first().and_then(|sample| sample.segments(None).ok());
+        self.sample_prompt = match first.as_ref().and_then(|parts| parts.first()) {
             Some(segment) if !segment.train => segment.text.clone(),
             Some(segment) if model.config.bos_token_id.is_none() => {
                 segment.text.split_whitespace().next().unwrap_or_default().into()
