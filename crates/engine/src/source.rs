@@ -127,7 +127,8 @@ impl Model {
     pub fn encode(&self, dataset: &Dataset, settings: &Settings) -> Result<Encoded, EngineError> {
         let append_eos = self.config.eos_token_ids.first().copied().filter(|_| settings.append_eos);
         let seq_len = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
-        let encoding = Encoding { seq_len, append_eos, packing: settings.packing, target: Target::Text };
+        let encoding =
+            Encoding { seq_len, append_eos, packing: settings.packing, target: dataset::Target::Text };
         let encoded = dataset::encode(dataset, &self.tokenizer, None, &encoding)?;
         encoded.check_vocab(self.config.vocab_size)?;
         Ok(encoded)

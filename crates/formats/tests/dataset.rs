@@ -109,7 +109,7 @@ fn what_cannot_be_trained_on_is_refused_with_its_line() {
         let text = format!("{{\"text\": \"fine\"}}\n{wrong}\n");
         match parse("a.jsonl", text.as_bytes()) {
             Err(DatasetError::Field { place, column, .. }) => {
-                assert_eq!((place, &*column), (Place::Line(2), at))
+                assert_eq!((place, &*column), (Place::Line(2), at));
             }
             other => panic!("{wrong}: {other:?}"),
         }

@@ -382,7 +382,13 @@ fn encoding_in_steps_is_encoding_at_once() {
 
 fn labelled(samples: usize) -> Dataset {
     let file: String = (0..samples)
-        .map(|i| format!("text {}\t{}\n", i % (samples * 4 / 5), u32::from(i % (samples * 4 / 5) % 5 == 0)))
+        .map(|i| {
+            format!(
+                "text {}\t{}\n",
+                i % (samples * 4 / 5),
+                u32::from((i % (samples * 4 / 5)).is_multiple_of(5))
+            )
+        })
         .collect();
     read("a.tsv", &file)
 }

@@ -43,6 +43,10 @@ pub(super) enum Record<'a> {
     Object(&'a Map<String, Value>),
 }
 
+/// What takes records, one after the other, until it says that it is enough with an error.
+pub(super) type Take<'a> =
+    dyn FnMut(Place, Result<Record<'_>, DatasetError>) -> Result<(), DatasetError> + 'a;
+
 /// Checks a file's size and encoding, and takes the byte order mark away.
 pub(super) fn text<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, DatasetError> {
     if bytes.len() > SIZE_LIMIT {
@@ -61,12 +65,7 @@ pub(super) fn text<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, DatasetEr
 
 /// Gives `take` every record of a text. An error of a single record goes to `take` too, which decides whether it ends the
 /// reading; where the rest cannot be read, that error ends it.
-pub(super) fn each(
-    name: &str,
-    text: &str,
-    format: &Format,
-    take: &mut dyn FnMut(Place, Result<Record<'_>, DatasetError>) -> Result<(), DatasetError>,
-) -> Result<(), DatasetError> {
+pub(super) fn each(name: &str, text: &str, format: &Format, take: &mut Take<'_>) -> Result<(), DatasetError> {
     match format {
         Format::Lines => lines(text, |place, line| take(place, Ok(Record::Row(&[line])))),
         Format::SplitLines { separator } => lines(text, |place, line| {
@@ -245,7 +244,7 @@ fn table(
     text: &str,
     dialect: Dialect,
     header: bool,
-    take: &mut dyn FnMut(Place, Result<Record<'_>, DatasetError>) -> Result<(), DatasetError>,
+    take: &mut Take<'_>,
 ) -> Result<(), DatasetError> {
     let mut reader = reader(text, dialect);
     let mut row = csv::StringRecord::new();
@@ -280,16 +279,12 @@ fn table(
 }
 
 /// The records of a JSON list, or of the list that an object holds, read one by one.
-fn list(
-    name: &str,
-    text: &str,
-    take: &mut dyn FnMut(Place, Result<Record<'_>, DatasetError>) -> Result<(), DatasetError>,
-) -> Result<(), DatasetError> {
+fn list(name: &str, text: &str, take: &mut Take<'_>) -> Result<(), DatasetError> {
     /// Both a list and an object that holds one.
     struct Items<'a> {
         name: &'a str,
         count: &'a mut usize,
-        take: &'a mut dyn FnMut(Place, Result<Record<'_>, DatasetError>) -> Result<(), DatasetError>,
+        take: &'a mut Take<'a>,
         stopped: &'a mut Option<DatasetError>,
     }
     impl<'de> DeserializeSeed<'de> for &mut Items<'_> {

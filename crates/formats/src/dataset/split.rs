@@ -113,7 +113,7 @@ fn key(body: &SampleBody, seed: u64) -> [u8; 32] {
             add(&message.content);
         }),
         SampleBody::Task { instruction, input, output } => {
-            [instruction, input, output].into_iter().for_each(|text| add(text))
+            [instruction, input, output].into_iter().for_each(|text| add(text));
         }
         SampleBody::Pair(first, second) => [first, second].into_iter().for_each(|text| add(text)),
     }
