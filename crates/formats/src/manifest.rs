@@ -121,6 +121,39 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// [`make`](Self::make), unless `cache` remembers what it made for the same `key` and names: then not a byte is read.
+    ///
+    /// A key has to mean the same bytes for ever, as that of a commit does
+    /// ([`UrlFiles::identity`](crate::UrlFiles::identity)); without one it is always made.
+    ///
+    /// # Errors
+    ///
+    /// As `make`.
+    pub async fn make_once(
+        files: &impl Files,
+        names: &[String],
+        cache: &impl ChunkCache,
+        key: Option<&Hash>,
+        on_bytes: impl FnMut(u64),
+    ) -> Result<Self, FilesError> {
+        let same = |known: &Self| {
+            known.check().is_ok() && known.files.iter().map(|file| &file.name).eq(names.iter())
+        };
+        if let Some(key) = key
+            && let Some(note) = cache.recall(key).await
+            && let Some(known) = serde_json::from_slice(&note).ok().filter(same)
+        {
+            return Ok(known);
+        }
+        let manifest = Self::make(files, names, cache, on_bytes).await?;
+        if let Some(key) = key
+            && let Ok(note) = serde_json::to_vec(&manifest)
+        {
+            cache.remember(key, &note).await;
+        }
+        Ok(manifest)
+    }
+
     /// Checks a manifest that came from someone else: afterwards every chunk of every file has exactly one hash, and no
     /// name or size can do harm.
     ///
@@ -227,6 +260,23 @@ mod tests {
         assert_eq!((range, *hash), (2 * chunk..2 * chunk + 5, sha256(&[7; 5])));
         assert_eq!(manifest.chunk("model.safetensors", 3), None);
         assert_eq!(manifest.chunk("none", 0), None);
+    }
+
+    #[test]
+    fn a_manifest_is_made_once_for_a_key_and_the_same_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = crate::files::DirCache::new(directory.path(), 1 << 30);
+        let (files, names) = files();
+        let once = |names: &[String], key: Option<&Hash>| {
+            let mut heard = 0;
+            let made = block_on(Manifest::make_once(&files, names, &cache, key, |bytes| heard += bytes));
+            (made.unwrap(), heard > 0)
+        };
+        assert_eq!(once(&names, None), (manifest(), true));
+        assert_eq!(once(&names, Some(&[1; 32])), (manifest(), true));
+        assert_eq!(once(&names, Some(&[1; 32])), (manifest(), false));
+        assert!(once(&names, Some(&[2; 32])).1);
+        assert!(once(&names[..2], Some(&[1; 32])).1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Chunks kept by their sha256, so that what was fetched once is not fetched again.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,14 @@ pub trait ChunkCache {
 
     /// Keeps bytes whose sha256 is `hash`, if it can.
     async fn put(&self, hash: &Hash, bytes: &[u8]);
+
+    /// What was remembered under `key`, which is anyone's choice.
+    async fn recall(&self, _key: &Hash) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Remembers a note of at most a few MiB beside the chunks: which chunks a model has.
+    async fn remember(&self, _key: &Hash, _note: &[u8]) {}
 }
 
 /// No cache.
@@ -46,6 +55,14 @@ impl<C: ChunkCache> ChunkCache for &C {
     async fn put(&self, hash: &Hash, bytes: &[u8]) {
         (**self).put(hash, bytes).await;
     }
+
+    async fn recall(&self, key: &Hash) -> Option<Vec<u8>> {
+        (**self).recall(key).await
+    }
+
+    async fn remember(&self, key: &Hash, note: &[u8]) {
+        (**self).remember(key, note).await;
+    }
 }
 
 impl<C: ChunkCache> ChunkCache for Rc<C> {
@@ -55,6 +72,14 @@ impl<C: ChunkCache> ChunkCache for Rc<C> {
 
     async fn put(&self, hash: &Hash, bytes: &[u8]) {
         (**self).put(hash, bytes).await;
+    }
+
+    async fn recall(&self, key: &Hash) -> Option<Vec<u8>> {
+        (**self).recall(key).await
+    }
+
+    async fn remember(&self, key: &Hash, note: &[u8]) {
+        (**self).remember(key, note).await;
     }
 }
 
@@ -138,8 +163,58 @@ pub(super) fn to_evict<K>(mut entries: Vec<Entry<K>>, wanted: u64, limit: u64) -
     gone
 }
 
-/// The hash that a file is named by; `None` for the name of anything else, which is left alone.
-pub(super) fn from_hex(name: &str) -> Option<Hash> {
+/// What a cache on disk keeps in one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// A chunk by its hash.
+    Chunk(Hash),
+    /// A note by its key; the file begins with the sha256 of the note.
+    Note(Hash),
+}
+
+impl Kept {
+    /// The file's name.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Chunk(hash) => hex(&hash),
+            Self::Note(key) => hex(&key) + NOTE,
+        }
+    }
+
+    /// What a file of this name holds; `None` for anything else, which is left alone.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        match name.strip_suffix(NOTE) {
+            Some(name) => from_hex(name).map(Self::Note),
+            None => from_hex(name).map(Self::Chunk),
+        }
+    }
+
+    /// What a file has to hold to keep these bytes.
+    pub(super) fn wrap(self, bytes: &[u8]) -> Cow<'_, [u8]> {
+        match self {
+            Self::Chunk(_) => Cow::Borrowed(bytes),
+            Self::Note(_) => Cow::Owned([&sha256(bytes), bytes].concat()),
+        }
+    }
+
+    /// The bytes that a file keeps; `None` if it is damaged.
+    pub(super) fn open(self, mut file: Vec<u8>) -> Option<Vec<u8>> {
+        match self {
+            Self::Chunk(hash) => (sha256(&file) == hash).then_some(file),
+            Self::Note(_) => {
+                let hash: Hash = file.get(..32)?.try_into().ok()?;
+                file.drain(..32);
+                (sha256(&file) == hash).then_some(file)
+            }
+        }
+    }
+}
+
+/// How a note's file is told from a chunk's.
+const NOTE: &str = ".note";
+
+/// The hash that is written as these digits.
+fn from_hex(name: &str) -> Option<Hash> {
     let mut hash = [0; 32];
     if name.len() != 64 || !name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return None;
@@ -186,12 +261,28 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_read_from_its_name_and_nothing_else_is() {
+    fn a_file_is_known_by_its_name_and_no_other_is() {
         let hash = sha256(b"x");
-        assert_eq!(from_hex(&hex(&hash)), Some(hash));
+        for kept in [Kept::Chunk(hash), Kept::Note(hash)] {
+            assert_eq!(Kept::from_name(&kept.name()), Some(kept));
+        }
         let upper = hex(&hash).to_uppercase();
-        for other in ["", "notes.txt", &hex(&hash)[1..], &upper] {
-            assert_eq!(from_hex(other), None, "{other}");
+        let part = format!("{}.7.part", hex(&hash));
+        for other in ["", ".note", "notes.txt", &hex(&hash)[1..], &upper, &part] {
+            assert_eq!(Kept::from_name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_note_is_not_read() {
+        let note = Kept::Note([0; 32]);
+        let file = note.wrap(b"a note").into_owned();
+        assert_eq!(note.open(file.clone()).unwrap(), b"a note");
+        for at in [0, 31, 32, file.len() - 1] {
+            let mut damaged = file.clone();
+            damaged[at] ^= 1;
+            assert_eq!(note.open(damaged), None);
+            assert_eq!(note.open(file[..at].to_vec()), None);
         }
     }
 }

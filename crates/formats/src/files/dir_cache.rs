@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::FilesError;
-use super::cache::{ChunkCache, Entry, Hash, from_hex, hex, sha256, to_evict};
+use super::cache::{ChunkCache, Entry, Hash, Kept, to_evict};
 
 /// What the cache of the command line may hold unless it is told otherwise: 16 GiB.
 const STANDARD_LIMIT: u64 = 16 << 30;
@@ -69,7 +69,7 @@ impl DirCache {
     fn entries(&self) -> Vec<Entry<PathBuf>> {
         let Ok(directory) = fs::read_dir(&self.path) else { return Vec::new() };
         let entry = |found: fs::DirEntry| {
-            from_hex(found.file_name().to_str()?)?;
+            Kept::from_name(found.file_name().to_str()?)?;
             let metadata = found.metadata().ok().filter(fs::Metadata::is_file)?;
             let age = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
             let used = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
@@ -78,40 +78,26 @@ impl DirCache {
         directory.filter_map(Result::ok).filter_map(entry).collect()
     }
 
-    /// Writes beside and renames: a chunk is there whole or not at all.
-    fn write(&self, hash: &Hash, bytes: &[u8]) -> std::io::Result<()> {
-        fs::create_dir_all(&self.path)?;
-        let beside = self.path.join(format!("{}.{}.part", hex(hash), std::process::id()));
-        let written = File::create(&beside)
-            .and_then(|mut file| file.write_all(bytes))
-            .and_then(|()| fs::rename(&beside, self.path.join(hex(hash))));
-        if written.is_err() {
-            // It may never have been there.
-            let _ = fs::remove_file(&beside);
-        }
-        written
-    }
-}
-
-impl ChunkCache for DirCache {
-    async fn get(&self, hash: &Hash) -> Option<Vec<u8>> {
-        let path = self.path.join(hex(hash));
+    fn read(&self, kept: Kept) -> Option<Vec<u8>> {
+        let path = self.path.join(kept.name());
         let file = File::open(&path).ok()?;
         let mut bytes = Vec::new();
         (&file).take(LONGEST).read_to_end(&mut bytes).ok()?;
-        if sha256(&bytes) != *hash {
+        let Some(bytes) = kept.open(bytes) else {
             // A torn write, a failing disk, or a hand: fetched again.
             let _ = fs::remove_file(&path);
             return None;
-        }
+        };
         // On a read-only disk it is merely forgotten sooner.
         let _ = file.set_modified(SystemTime::now());
         Some(bytes)
     }
 
-    async fn put(&self, hash: &Hash, bytes: &[u8]) {
+    fn keep(&self, kept: Kept, bytes: &[u8]) {
+        let bytes = kept.wrap(bytes);
         let wanted = bytes.len() as u64;
-        if wanted > self.limit.min(LONGEST) || self.path.join(hex(hash)).is_file() {
+        let there = matches!(kept, Kept::Chunk(_)) && self.path.join(kept.name()).is_file();
+        if there || wanted > self.limit.min(LONGEST) {
             return;
         }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +112,39 @@ impl ChunkCache for DirCache {
         }
         *held = Some(now);
         // A full disk is no reason to stop: the chunk is used without being kept.
-        let _ = self.write(hash, bytes);
+        let _ = self.write(&kept.name(), &bytes);
+    }
+
+    /// Writes beside and renames: a file is there whole or not at all.
+    fn write(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        fs::create_dir_all(&self.path)?;
+        let beside = self.path.join(format!("{name}.{}.part", std::process::id()));
+        let written = File::create(&beside)
+            .and_then(|mut file| file.write_all(bytes))
+            .and_then(|()| fs::rename(&beside, self.path.join(name)));
+        if written.is_err() {
+            // It may never have been there.
+            let _ = fs::remove_file(&beside);
+        }
+        written
+    }
+}
+
+impl ChunkCache for DirCache {
+    async fn get(&self, hash: &Hash) -> Option<Vec<u8>> {
+        self.read(Kept::Chunk(*hash))
+    }
+
+    async fn put(&self, hash: &Hash, bytes: &[u8]) {
+        self.keep(Kept::Chunk(*hash), bytes);
+    }
+
+    async fn recall(&self, key: &Hash) -> Option<Vec<u8>> {
+        self.read(Kept::Note(*key))
+    }
+
+    async fn remember(&self, key: &Hash, note: &[u8]) {
+        self.keep(Kept::Note(*key), note);
     }
 }
 
@@ -137,6 +155,7 @@ mod tests {
     use futures::executor::block_on;
 
     use super::*;
+    use crate::files::{hex, sha256};
 
     fn chunk(byte: u8) -> (Hash, Vec<u8>) {
         (sha256(&[byte; 100]), vec![byte; 100])
@@ -178,6 +197,19 @@ mod tests {
         }
         keep(&cache, 1, 0);
         assert!(block_on(cache.get(&chunk(1).0)).is_some());
+    }
+
+    #[test]
+    fn a_note_is_remembered_and_written_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = DirCache::new(directory.path(), 1000);
+        assert_eq!(block_on(cache.recall(&[7; 32])), None);
+        for note in [&b"one"[..], b"", b"another"] {
+            block_on(cache.remember(&[7; 32], note));
+            assert_eq!(block_on(cache.recall(&[7; 32])).unwrap(), note);
+        }
+        cache.clear().unwrap();
+        assert_eq!(block_on(cache.recall(&[7; 32])), None);
     }
 
     #[test]

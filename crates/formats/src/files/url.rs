@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use serde::Deserialize;
 
 use super::address::{Address, is_commit};
+use super::cache::{Hash, sha256};
 use super::http::{Answer, Ask, ContentRange, End, WHOLE_FILE_LIMIT, fetch, sleep};
 use super::patience::{Failures, Patience, Trouble};
 use super::{Files, FilesError, check_name, slice};
@@ -118,6 +119,12 @@ impl UrlFiles {
             }
         };
         Ok(commit.as_deref())
+    }
+
+    /// A key that means these files, byte for byte, for ever; `None` where there is no commit to say so.
+    pub async fn identity(&self) -> Result<Option<Hash>, FilesError> {
+        let pinned = self.pin().await?.is_some();
+        Ok(pinned.then(|| sha256(self.pinned_base().as_bytes())))
     }
 
     async fn find_commit(&self) -> Result<Option<String>, FilesError> {
