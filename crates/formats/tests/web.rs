@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)] // clippy does not see that these are tests
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use baton_formats::files::Patience;
 use baton_formats::{
     BlobFiles, Encoding, Files, FilesError, MemoryFiles, Target, TensorIndex, Tokenizer, UrlFiles,
     WeightsError, dataset, read_all, write_safetensors, zip,
@@ -94,7 +96,8 @@ async fn files_that_lie_are_refused() {
 }
 
 /// Puts a server in place of `https://fake.test/`: `whole.bin` knows no ranges, `hidden.bin` does not let a page see
-/// `Content-Range`, `long.bin` sends more than asked for.
+/// `Content-Range`, `long.bin` sends more than asked for, `cut.bin` breaks off after 100 bytes, `busy.bin` answers only
+/// every other time, `stuck.bin` stops after one byte. `org/name` is a hub's repository that shows no headers.
 fn fake_server() {
     let script = r#"
         if (globalThis.realFetch) return;
@@ -106,10 +109,28 @@ fn fake_server() {
             if (request.method === "HEAD") return new Response(null, { headers: { "content-length": "1000" } });
             if (name === "whole.bin") return new Response(data);
             if (name === "large.bin") return new Response(data, { headers: { "content-length": "99999999" } });
+            globalThis.asked = [...(globalThis.asked ?? []), `${name} ${request.headers.get("range")}`];
+            if (name === "busy.bin" && (globalThis.turn = !globalThis.turn)) return new Response("", { status: 503 });
+            if (name === "api/models/org/name/revision/main") return Response.json({ sha: "a".repeat(40) });
+            if (name === "org/name/resolve/main/config.json") return new Response("{}");
+            if (name.startsWith("org/name/") && !name.includes("a".repeat(40))) return new Response("", { status: 404 });
             if (name === "gone.bin") return new Response("no", { status: 404 });
             const [, start, last] = request.headers.get("range").match(/^bytes=(\d+)-(\d+)$/).map(Number);
             const headers = name === "hidden.bin" ? {} : { "content-range": `bytes ${start}-${last}/1000` };
             const extra = name === "long.bin" ? 1 : 0;
+            if (name === "cut.bin" || name === "stuck.bin") {
+                let at = start;
+                const pull = (stream) => {
+                    if (name === "stuck.bin" && at === start + 1) {
+                        return new Promise((_, stop) => request.signal.onabort = () => stop(request.signal.reason));
+                    }
+                    if (at === Math.min(start + 100, last + 1)) {
+                        return at === last + 1 ? stream.close() : stream.error(new TypeError("network error"));
+                    }
+                    stream.enqueue(data.slice(at, ++at));
+                };
+                return new Response(new ReadableStream({ pull }), { status: 206, headers });
+            }
             return new Response(data.slice(start, last + 1 + extra), { status: 206, headers });
         };
     "#;
@@ -130,6 +151,42 @@ async fn a_url_is_fetched_by_range() {
     assert!(matches!(files.size("large.bin").await, Err(FilesError::NoRanges { .. })));
     let long = FilesError::Excess { name: "long.bin".to_owned(), wanted: 10 };
     assert_eq!(files.read("long.bin", 0..10).await, Err(long));
+}
+
+/// Waits that a test can afford.
+fn quick() -> Patience {
+    let wait = Duration::from_millis(1);
+    let answer = Duration::from_millis(200);
+    Patience { first_wait: wait, longest_wait: wait, answer, seed: Some(1), ..Patience::default() }
+}
+
+/// The requests that the server saw for a file.
+fn asked(name: &str) -> Vec<String> {
+    let asked = Function::new_no_args("return globalThis.asked").call0(&JsValue::NULL).unwrap();
+    let asked = Array::from(&asked).into_iter().map(|line| line.as_string().unwrap());
+    asked.filter_map(|line| Some(line.strip_prefix(name)?.trim().to_owned())).collect()
+}
+
+#[wasm_bindgen_test]
+async fn what_fails_in_a_fetch_is_resumed_waited_for_or_given_up() {
+    fake_server();
+    let files = UrlFiles::with_patience("https://fake.test", quick()).unwrap();
+    let bytes: Vec<u8> = (0..1000u32).map(|at| (at % 251) as u8).collect();
+    assert_eq!(files.read("cut.bin", 10..310).await.unwrap(), bytes[10..310]);
+    assert_eq!(asked("cut.bin"), ["bytes=10-309", "bytes=110-309", "bytes=210-309"]);
+    assert_eq!(files.read("busy.bin", 10..20).await.unwrap(), bytes[10..20]);
+    assert_eq!(files.read("busy.bin", 20..30).await.unwrap(), bytes[20..30]);
+    let error = files.read("stuck.bin", 0..900).await.unwrap_err();
+    let said = "6 of 900 bytes came (it was not all there after 0.2 seconds)";
+    assert!(error.to_string().contains(said), "{error}");
+}
+
+#[wasm_bindgen_test]
+async fn a_commit_is_found_though_the_hub_shows_no_header() {
+    fake_server();
+    let files = UrlFiles::with_patience("https://fake.test/org/name/tree/main", quick()).unwrap();
+    assert_eq!(files.size("a.bin").await, Ok(1000));
+    assert_eq!(files.pinned(), Some("a".repeat(40).as_str()));
 }
 
 #[wasm_bindgen_test]

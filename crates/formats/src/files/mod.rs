@@ -12,6 +12,8 @@ mod dir;
 #[cfg(not(target_arch = "wasm32"))]
 mod dir_cache;
 mod http;
+#[cfg(target_arch = "wasm32")]
+mod opfs;
 mod patience;
 mod url;
 mod verified;
@@ -24,6 +26,8 @@ pub use dir::DirFiles;
 #[cfg(not(target_arch = "wasm32"))]
 pub use dir_cache::DirCache;
 pub use http::ContentRange;
+#[cfg(target_arch = "wasm32")]
+pub use opfs::OpfsCache;
 pub use patience::{Patience, Trouble};
 pub use url::UrlFiles;
 pub use verified::{ChunkSource, FilesSource, Stats, VerifiedFiles};
