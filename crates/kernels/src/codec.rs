@@ -64,6 +64,9 @@ pub(crate) fn pack(layout: Layout, row: &[f32], packed: &mut [u32]) -> Result<()
 }
 
 /// Unpacks the columns that start with `start`, which begins a block, into `out`.
+///
+/// Inlined, so that it is compiled with the instructions that its caller may use.
+#[inline(always)]
 pub(crate) fn unpack(layout: Layout, packed: &[u32], start: usize, out: &mut [f32]) {
     let (words, scales) = packed.split_at(layout.words());
     let words = &words[start / layout.per_word()..];
@@ -88,10 +91,12 @@ pub(crate) fn unpack(layout: Layout, packed: &[u32], start: usize, out: &mut [f3
             let codes: &[u8] = bytemuck::cast_slice(words);
             for (i, (block, codes)) in out.chunks_mut(64).zip(codes.chunks(32)).enumerate() {
                 let scale = scale(scales, start / 64 + i);
-                for (pair, &code) in block.chunks_mut(2).zip(codes) {
-                    for (x, code) in pair.iter_mut().zip(NF4_PAIRS[usize::from(code)]) {
-                        *x = code * scale;
-                    }
+                let (pairs, last) = block.as_chunks_mut::<2>();
+                for (pair, &code) in pairs.iter_mut().zip(codes) {
+                    *pair = NF4_PAIRS[usize::from(code)].map(|code| code * scale);
+                }
+                if let [x] = last {
+                    *x = NF4_PAIRS[usize::from(codes[pairs.len()])][0] * scale;
                 }
             }
         }
@@ -99,8 +104,11 @@ pub(crate) fn unpack(layout: Layout, packed: &[u32], start: usize, out: &mut [f3
 }
 
 /// The scale of a block of a row.
+#[inline(always)]
 fn scale(scales: &[u32], block: usize) -> f32 {
-    f16::from_bits((scales[block / 2] >> (16 * (block % 2))) as u16).to_f32()
+    let bits = (scales[block / 2] >> (16 * (block % 2))) & 0xffff;
+    // A finite f16 without a sign, moved into f32's exponent: subnormal ones come out right too.
+    f32::from_bits(bits << 13) * 2f32.powi(112)
 }
 
 fn pack_blocks(
