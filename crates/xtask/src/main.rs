@@ -1,5 +1,6 @@
 //! `cargo xtask`: the only entry point for building, serving and testing Baton.
 
+mod bench;
 mod browser;
 mod cargo;
 mod page;
@@ -28,6 +29,8 @@ enum Command {
     Serve(serve::Options),
     /// Run every test, headless Chromium included.
     Test(test::Options),
+    /// Measure how fast something is.
+    Bench(bench::Options),
     /// Build the page and the server.
     Build,
     /// Make static/model and static/sample.txt again, from a seed (about eight minutes).
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = Workspace::find().and_then(|workspace| match arguments.command {
         Command::Serve(options) => serve::serve(&workspace, &options).map(|()| true),
         Command::Test(options) => test::test(&workspace, &options),
+        Command::Bench(options) => bench::bench(&workspace, &options).map(|()| true),
         Command::Build => serve::build(&workspace).map(|()| true),
         Command::DefaultModel => default_model(&workspace).map(|()| true),
     });
