@@ -4,7 +4,7 @@ use crate::error::EngineError;
 use crate::source::Model;
 use crate::texts::{Text, TextRequest};
 use baton_formats::peft::Adapter;
-use baton_model::{Blocks, Device, Ends, KvCache, Lora, LoraSpec};
+use baton_model::{Blocks, Device, Ends, KvCache, Lora, LoraSpec, Storage};
 
 /// Writes a text; `on_token` hears it after each token.
 ///
@@ -20,12 +20,12 @@ pub async fn generate(
 ) -> Result<Text, EngineError> {
     let Model { files, config, index, .. } = model;
     let range = 0..config.num_hidden_layers;
-    let ends = Ends::load(files, index, config, device, |_| {}).await?;
-    let blocks = Blocks::load(files, index, config, range.clone(), device, |_| {}).await?;
+    let ends = Ends::load(files, index, config, Storage::F32, device, |_| {}).await?;
+    let blocks = Blocks::load(files, index, config, range.clone(), Storage::F32, device, |_| {}).await?;
     let lora = match adapter {
         Some(adapter) => {
             let (rank, alpha) = (adapter.config.r, adapter.config.lora_alpha);
-            let spec = LoraSpec { rank, alpha, targets: adapter.config.projections(config)? };
+            let spec = LoraSpec::new(rank, alpha, adapter.config.projections(config)?);
             Some(Lora::from_pairs(config, &spec, range, &adapter.weights, device)?)
         }
         None => None,
@@ -34,7 +34,7 @@ pub async fn generate(
     let mut cache = KvCache::new();
     let mut read = 0;
     while !text.is_done(model) {
-        let h = ends.embed(&[text.ids()[read..].to_vec()])?;
+        let h = ends.embed_after(cache.time(), &[text.ids()[read..].to_vec()], &[])?;
         read = text.ids().len();
         let h = blocks.forward_cached(lora.as_ref(), h, &mut cache);
         text.push(&ends.logits_last(h).await?);

@@ -6,7 +6,7 @@ use crate::source::Model;
 use crate::stage::{Most, Part, receive, send};
 use crate::texts::Texts;
 use baton_formats::{Example, end_tensors};
-use baton_model::{Device, Ends, Tensor};
+use baton_model::{Device, Ends, Storage, Tensor};
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::{Done, Job};
 use baton_protocol::ids::{MicroBatch, Step};
@@ -53,7 +53,7 @@ impl HostEngine {
             }
             Job::Front { step, micro_batch } => {
                 let data = self.data(step, micro_batch)?;
-                let mut h = self.ends()?.embed(&data.ids)?;
+                let mut h = self.ends()?.embed(&data.ids, &[])?;
                 if let Some(part) = &mut self.part {
                     h = part.forward(micro_batch.0, h);
                 }
@@ -81,7 +81,7 @@ impl HostEngine {
             Job::Apply { lr, scale } => Ok(Done::Apply(self.part()?.apply(lr, scale).await?)),
             Job::InferFront { request } => {
                 let ids = self.texts.borrow().get(request).map(|text| text.ids().to_vec());
-                let mut h = self.ends()?.embed(&[ids.ok_or(EngineError::NotLoaded)?])?;
+                let mut h = self.ends()?.embed(&[ids.ok_or(EngineError::NotLoaded)?], &[])?;
                 if let Some(part) = &self.part {
                     h = part.infer(h);
                 }
@@ -139,7 +139,8 @@ impl HostEngine {
             on_progress(loaded, total);
         };
         if self.ends.is_none() {
-            self.ends = Some(Ends::load(files, index, config, &self.device, &mut on_bytes).await?);
+            self.ends =
+                Some(Ends::load(files, index, config, Storage::F32, &self.device, &mut on_bytes).await?);
         }
         self.part = None;
         if !blocks.is_empty() {

@@ -154,7 +154,7 @@ fn or_from(
 /// When they name a projection that is none.
 pub fn lora_spec(settings: &Settings, config: &ModelConfig) -> Result<LoraSpec, EngineError> {
     let targets = config.targets(&settings.targets)?;
-    Ok(LoraSpec { rank: settings.lora_rank.into(), alpha: settings.lora_alpha, targets })
+    Ok(LoraSpec::new(settings.lora_rank.into(), settings.lora_alpha, targets))
 }
 
 /// PyTorch's AdamW with the settings' weight decay.

@@ -3,7 +3,9 @@
 use crate::error::EngineError;
 use crate::source::{adamw, lora_spec};
 use baton_formats::{Files, ModelConfig, TensorEntry, TensorIndex, block_tensors};
-use baton_model::{BlockState, Blocks, Device, Lora, Tensor, Trainer, boundary_to_f32, f32_to_boundary};
+use baton_model::{
+    BlockState, Blocks, Device, Lora, Storage, Tensor, Trainer, boundary_to_f32, f32_to_boundary,
+};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::message::{Assign, BlockBytes};
 use baton_protocol::run::Settings;
@@ -59,7 +61,8 @@ impl Part {
         on_bytes: impl FnMut(u64),
     ) -> Result<Self, EngineError> {
         let range = usize::from(range.start)..usize::from(range.end);
-        let blocks = Blocks::load(files, index, config, range.clone(), device, on_bytes).await?;
+        let blocks =
+            Blocks::load(files, index, config, range.clone(), Storage::F32, device, on_bytes).await?;
         Self::with_adapters(blocks, config, settings, states, device)
     }
 
@@ -94,12 +97,12 @@ impl Part {
 
     /// The training pass of a micro-batch. h: `[batch, time, hidden]`
     pub fn forward(&mut self, micro_batch: u16, h: Tensor<3>) -> Tensor<3> {
-        self.trainer.forward(micro_batch.into(), h)
+        self.trainer.forward(micro_batch.into(), h, &[])
     }
 
     /// The pass without training. h: `[batch, time, hidden]`
     pub fn infer(&self, h: Tensor<3>) -> Tensor<3> {
-        self.trainer.infer(h)
+        self.trainer.infer(h, &[])
     }
 
     /// The backward pass of a micro-batch; its gradients are added up.

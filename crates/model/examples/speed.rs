@@ -8,7 +8,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use baton_formats::{MemoryFiles, ModelConfig, Projection, TensorIndex};
-use baton_model::{AdamW, Blocks, Ends, KvCache, Lora, LoraSpec, Tensor, Trainer, cpu};
+use baton_model::{AdamW, Blocks, Ends, KvCache, Lora, LoraSpec, Storage, Tensor, Trainer, cpu};
 use burn::tensor::Distribution;
 use futures::executor::block_on;
 
@@ -57,24 +57,26 @@ async fn train(directory: &str) -> Result<(), Box<dyn Error>> {
         files.insert(name, std::fs::read(format!("{directory}/{name}"))?);
     }
     let config = ModelConfig::parse(&std::fs::read(format!("{directory}/config.json"))?)?;
+    let storage = std::env::args().nth(2).unwrap_or_else(|| "f32".to_owned());
+    let storage = Storage::from_name(&storage).ok_or("the storage is f32, bf16, int8 or nf4")?;
     let index = TensorIndex::open(&files, "model.safetensors").await?;
-    let ends = Ends::load(&files, &index, &config, &device, |_| ()).await?;
+    let ends = Ends::load(&files, &index, &config, storage, &device, |_| ()).await?;
     let blocks = 0..config.num_hidden_layers;
-    let spec = LoraSpec { rank: 8, alpha: 16.0, targets: Projection::ALL[..7].to_vec() };
+    let spec = LoraSpec::new(8, 16.0, config.projections().collect());
 
     let (batch, length) = (8, 128);
     let tokens = (batch * length) as f64;
     let rows = vec![vec![5; length]; batch];
     let weights = vec![vec![1.0 / tokens as f32; length]; batch];
     for recompute in [false, true] {
-        let slice = Blocks::load(&files, &index, &config, blocks.clone(), &device, |_| ()).await?;
+        let slice = Blocks::load(&files, &index, &config, blocks.clone(), storage, &device, |_| ()).await?;
         let lora = Lora::init(&config, &spec, blocks.clone(), 1, &device)?;
         let mut stage = Trainer::new(slice, lora, AdamW::default(), recompute);
-        let h = ends.embed(&rows)?;
+        let h = ends.embed(&rows, &[])?;
         let mut best = [f64::INFINITY; 4];
         for _ in 0..7 {
             let start = Instant::now();
-            let out = stage.forward(0, h.clone());
+            let out = stage.forward(0, h.clone(), &[]);
             let forward = start.elapsed().as_secs_f64();
             let (_, grad) = ends.loss_and_grad(out, &rows, &weights).await?;
             let loss = start.elapsed().as_secs_f64() - forward;
@@ -93,13 +95,13 @@ async fn train(directory: &str) -> Result<(), Box<dyn Error>> {
         );
     }
 
-    let slice = Blocks::load(&files, &index, &config, blocks, &device, |_| ()).await?;
+    let slice = Blocks::load(&files, &index, &config, blocks, storage, &device, |_| ()).await?;
     let mut best = f64::INFINITY;
     for _ in 0..5 {
         let start = Instant::now();
         let mut cache = KvCache::new();
         for _ in 0..100 {
-            let h = slice.forward_cached(None, ends.embed(&[vec![5]])?, &mut cache);
+            let h = slice.forward_cached(None, ends.embed_after(cache.time(), &[vec![5]], &[])?, &mut cache);
             ends.logits_last(h).await?;
         }
         best = best.min(start.elapsed().as_secs_f64());

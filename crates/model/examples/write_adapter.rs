@@ -26,11 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// An initial adapter on some of the projections, B filled with a wave: as it is 0, no logit would change.
 pub(crate) async fn adapter(config: &ModelConfig) -> Result<Adapter, ModelError> {
-    let spec = LoraSpec {
-        rank: 4,
-        alpha: 10.0,
-        targets: vec![Projection::Down, Projection::Q, Projection::V, Projection::O],
-    };
+    let targets = vec![Projection::Down, Projection::Q, Projection::V, Projection::O];
+    let spec = LoraSpec::new(4, 10.0, targets);
     let blocks = 0..config.num_hidden_layers;
     let mut weights = Lora::init(config, &spec, blocks, 7, &baton_model::cpu())?.to_pairs().await?;
     for pair in weights.values_mut() {
@@ -38,11 +35,8 @@ pub(crate) async fn adapter(config: &ModelConfig) -> Result<Adapter, ModelError>
             *b = 0.1 * (i as f32).sin();
         }
     }
-    let config = AdapterConfig {
-        r: spec.rank,
-        lora_alpha: spec.alpha,
-        target_modules: spec.targets.iter().map(|target| target.name().to_owned()).collect(),
-        base_model_name_or_path: None,
-    };
+    let target_modules = config.target_names(&spec.targets);
+    let config =
+        AdapterConfig { r: spec.rank, lora_alpha: spec.alpha, target_modules, base_model_name_or_path: None };
     Ok(Adapter { config, weights })
 }

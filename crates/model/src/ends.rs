@@ -1,66 +1,162 @@
-//! The ends of a model: the token embedding, and the LM head with the loss. Frozen.
+//! The ends of a model: what makes hidden states of tokens, and what makes logits and a loss of hidden states. Frozen.
 
-use baton_formats::{Files, ModelConfig, TensorIndex, end_tensors};
-use burn::tensor::{Device, Int, Tensor};
+use baton_formats::config::NormKind;
+use baton_formats::{EndPart, Files, ModelConfig, TensorIndex, end_tensors};
+use baton_kernels::{FrozenMatrix, Storage};
+use burn::tensor::{Device, Tensor};
 
 use crate::ModelError;
-use crate::blocks::rms_norm;
-use crate::device::{indices, matrix, to_f32};
-use crate::lora::checked_matrix;
+use crate::device::{indices, to_f32};
+use crate::load::{self, Reader, plain};
+use crate::loss::{Targets, token};
+use crate::norm::{NormWeights, tensor_bytes};
 
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(crate) const NORM: &str = "model.norm.weight";
-pub(crate) const HEAD: &str = "lm_head.weight";
-
-/// The token embedding, the last norm, and the LM head.
+/// The embeddings, the last norm, and the LM head or an encoder's pooler.
 #[derive(Clone, Debug)]
 pub struct Ends {
     config: ModelConfig,
     /// [vocab, hidden]
-    pub(crate) embedding: Tensor<2>,
-    /// Gains. [1, hidden]
-    pub(crate) norm: Tensor<2>,
-    /// [vocab, hidden]; the embedding itself where they are tied.
-    pub(crate) head: Tensor<2>,
+    pub(crate) embedding: FrozenMatrix,
+    /// Learned positions. [positions, hidden]
+    positions: Option<Tensor<2>>,
+    /// [types, hidden]
+    token_types: Option<Tensor<2>>,
+    embedding_norm: Option<NormWeights>,
+    pub(crate) final_norm: Option<NormWeights>,
+    /// [vocab, hidden]; None where it is the embedding, or there is none.
+    pub(crate) head: Option<FrozenMatrix>,
+    /// Weight [hidden, hidden] and bias [1, hidden].
+    pooler: Option<(FrozenMatrix, Tensor<2>)>,
     device: Device,
 }
 
 impl Ends {
-    /// Reads the ends, and nothing else of the file.
+    /// Reads the ends, and nothing else of the files. Not the head that is trained: that is [`crate::ClassifierHead`].
     ///
-    /// `on_bytes` hears the bytes as they come.
+    /// The embedding and the LM head are kept in `storage`, the rest in f32. `on_bytes` hears the bytes as they come.
     ///
     /// # Errors
     ///
-    /// When the files cannot be read, or lack a tensor.
+    /// When the files cannot be read or lack a tensor, or a weight does not fit `storage`.
     pub async fn load(
         files: &impl Files,
         index: &TensorIndex,
         config: &ModelConfig,
+        storage: Storage,
         device: &Device,
-        on_bytes: impl FnMut(u64),
+        mut on_bytes: impl FnMut(u64),
     ) -> Result<Self, ModelError> {
-        let wanted: Vec<_> =
-            end_tensors(config).iter().map(|t| (t.name().to_owned(), t.file_shape())).collect();
-        let mut found = index.read_many_f32(files, &wanted, on_bytes).await?;
-        let mut tensor = |name: &str, shape: [usize; 2]| match found.remove(name) {
-            Some(values) => checked_matrix("an end of the model", values, shape, device),
-            None => Err(ModelError::MissingTensor(name.to_owned())),
-        };
-        let words = [config.vocab_size, config.hidden_size];
-        let embedding = tensor(EMBEDDING, words)?;
-        let norm = tensor(NORM, [1, config.hidden_size])?;
-        let head = if config.tie_word_embeddings { embedding.clone() } else { tensor(HEAD, words)? };
-        Ok(Self { config: config.clone(), embedding, norm, head, device: device.clone() })
+        let mut reader = Reader { files, index, storage, device, on_bytes: &mut on_bytes };
+        let mut parts = reader.read(&end_tensors(config)).await?;
+        let embedding = parts.remove(&EndPart::Embedding);
+        let embedding = embedding.ok_or_else(|| ModelError::MissingTensor("the embedding".to_owned()))?;
+        let head = parts.remove(&EndPart::LanguageHead);
+        let mut tensor = |part| parts.remove(&part).map(|matrix| plain(&matrix));
+        // That of the embeddings is a layer norm in every family that has one.
+        let embedding_norm =
+            norm(NormKind::Layer, &mut tensor, EndPart::EmbeddingGain, EndPart::EmbeddingShift);
+        let final_norm = norm(config.block.norm, &mut tensor, EndPart::FinalGain, EndPart::FinalShift);
+        let (positions, token_types) = (tensor(EndPart::Positions), tensor(EndPart::TokenTypes));
+        let bias = tensor(EndPart::PoolerBias);
+        let pooler = parts.remove(&EndPart::Pooler).zip(bias);
+        Ok(Self {
+            config: config.clone(),
+            embedding,
+            positions,
+            token_types,
+            embedding_norm,
+            final_norm,
+            head,
+            pooler,
+            device: device.clone(),
+        })
+    }
+
+    /// The bytes of their weights on the device.
+    pub fn bytes(&self) -> u64 {
+        let matrices = [Some(&self.embedding), self.head.as_ref(), self.pooler.as_ref().map(|(w, _)| w)];
+        let tensors =
+            [self.positions.as_ref(), self.token_types.as_ref(), self.pooler.as_ref().map(|(_, b)| b)];
+        let norms = [self.embedding_norm.as_ref(), self.final_norm.as_ref()];
+        let matrices: u64 = matrices.into_iter().flatten().map(FrozenMatrix::bytes).sum();
+        let tensors: u64 = tensors.into_iter().flatten().map(tensor_bytes).sum();
+        matrices + tensors + norms.into_iter().flatten().map(NormWeights::bytes).sum::<u64>()
     }
 
     /// The hidden states that enter block 0: `[batch, time, hidden]`. Shorter rows are padded on the right with token 0.
     ///
+    /// `type_ids` are the tokens' types, rows as long as those of `ids`; empty is type 0 throughout.
+    ///
     /// # Errors
     ///
-    /// When an id is outside the vocabulary, or there is no token at all.
-    pub fn embed(&self, ids: &[Vec<u32>]) -> Result<Tensor<3>, ModelError> {
-        embed(&self.embedding, ids, &self.device)
+    /// When an id is outside the vocabulary or a type outside its table, there is no token at all, or a row is longer
+    /// than the positions that the model has learned.
+    pub fn embed(&self, ids: &[Vec<u32>], type_ids: &[Vec<u32>]) -> Result<Tensor<3>, ModelError> {
+        self.embed_after(0, ids, type_ids)
+    }
+
+    /// [`Self::embed`] for tokens that follow `past` others, as those in a [`crate::KvCache`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn embed_after(
+        &self,
+        past: usize,
+        ids: &[Vec<u32>],
+        type_ids: &[Vec<u32>],
+    ) -> Result<Tensor<3>, ModelError> {
+        let form = &self.config.ends;
+        let hidden = self.config.hidden_size;
+        let vocab = self.config.vocab_size;
+        let (rows, time) = padded(ids, |id| token(id, vocab))?;
+        let batch = ids.len();
+        let mut h = self.embedding.select(indices(rows, &self.device));
+        if form.embedding_scale != 1.0 {
+            h = h.mul_scalar(form.embedding_scale);
+        }
+        if let Some(types) = self.types(ids, type_ids)? {
+            h = h + types;
+        }
+        let mut h = h.reshape([batch, time, hidden]);
+        if let Some(table) = &self.positions {
+            let first = form.first_position.unwrap_or(0);
+            let limit = table.dims()[0].saturating_sub(first);
+            let length = past.saturating_add(time);
+            if length > limit {
+                return Err(ModelError::TooLong { length, limit });
+            }
+            h = h + table.clone().narrow(0, first + past, time).unsqueeze();
+        }
+        match &self.embedding_norm {
+            None => Ok(h),
+            Some(norm) => {
+                let rows = norm.forward(h.reshape([batch * time, hidden]), self.config.norm_eps);
+                Ok(rows.reshape([batch, time, hidden]))
+            }
+        }
+    }
+
+    /// The embeddings of the tokens' types, if the model has any. [batch · time, hidden]
+    fn types(&self, ids: &[Vec<u32>], type_ids: &[Vec<u32>]) -> Result<Option<Tensor<2>>, ModelError> {
+        let types = self.token_types.as_ref().map_or(1, |table| table.dims()[0]);
+        let [expected, found] = [ids, type_ids].map(|rows| rows.iter().map(Vec::len).collect::<Vec<_>>());
+        if !type_ids.is_empty() && found != expected {
+            return Err(ModelError::Shape { what: "the rows of token types", found, expected });
+        }
+        let zeros;
+        let type_ids = if type_ids.is_empty() {
+            zeros = expected.iter().map(|&length| vec![0; length]).collect::<Vec<_>>();
+            &zeros
+        } else {
+            type_ids
+        };
+        let index = |id: u32| match i32::try_from(id) {
+            Ok(index) if (id as usize) < types => Ok(index),
+            _ => Err(ModelError::TokenType { id, types }),
+        };
+        let (rows, _) = padded(type_ids, index)?;
+        Ok(self.token_types.as_ref().map(|table| table.clone().select(0, indices(rows, &self.device))))
     }
 
     /// The loss and its gradient with respect to `h`.
@@ -72,7 +168,7 @@ impl Ends {
     ///
     /// # Errors
     ///
-    /// When the sizes differ, a target is outside the vocabulary, or the device fails.
+    /// When the sizes differ, a target is outside the vocabulary, the model has no LM head, or the device fails.
     pub async fn loss_and_grad(
         &self,
         h: Tensor<3>,
@@ -80,14 +176,15 @@ impl Ends {
         weights: &[Vec<f32>],
     ) -> Result<(f64, Tensor<3>), ModelError> {
         let [batch, time, hidden] = h.dims();
+        let head = self.language_head()?;
         let Some(targets) = Targets::new(&self.config, [batch, time], targets, weights)? else {
             return Ok((0.0, h.zeros_like()));
         };
         let leaf = h.autodiff().require_grad();
         let rows = leaf.clone().reshape([batch * time, hidden]);
         let rows = rows.select(0, indices(targets.rows.clone(), &self.device));
-        let normed = rms_norm(rows, &self.norm, self.config.norm_eps);
-        let (nll, gradient) = targets.loss(&normed.clone().inner(), &self.head, None);
+        let normed = self.normed(rows);
+        let (nll, gradient) = targets.loss(&normed.clone().inner(), head, None);
         let gradients = (normed * gradient).sum().backward();
         // The leaf reaches the sum through `select` whatever the numbers are.
         let gradient = leaf.grad(&gradients).unwrap_or_else(|| leaf.inner().zeros_like());
@@ -106,24 +203,20 @@ impl Ends {
         weights: &[Vec<f32>],
     ) -> Result<f64, ModelError> {
         let [batch, time, hidden] = h.dims();
+        let head = self.language_head()?;
         let Some(targets) = Targets::new(&self.config, [batch, time], targets, weights)? else {
             return Ok(0.0);
         };
         let rows = h.reshape([batch * time, hidden]);
         let rows = rows.select(0, indices(targets.rows.clone(), &self.device));
-        let normed = rms_norm(rows, &self.norm, self.config.norm_eps);
-        let nll = targets.chunks(normed.dims()[0], &self.device).map(|chunk| {
-            let normed = normed.clone().narrow(0, chunk.start, chunk.length);
-            chunk.scores(&normed, &self.head).nll
-        });
-        Ok(targets.total(&to_f32(Tensor::cat(nll.collect(), 0)).await?))
+        Ok(targets.total(&to_f32(targets.nll(&self.normed(rows), head)).await?))
     }
 
     /// The logits `[vocab]` that follow the last position of row 0. h: `[batch, time, hidden]`
     ///
     /// # Errors
     ///
-    /// When the device fails to give them back.
+    /// When the model has no LM head, or the device fails to give them back.
     pub async fn logits_last(&self, h: Tensor<3>) -> Result<Vec<f32>, ModelError> {
         let [_, time, _] = h.dims();
         self.logits(h.narrow(0, 0, 1).narrow(1, time.saturating_sub(1), 1)).await
@@ -133,13 +226,53 @@ impl Ends {
     ///
     /// # Errors
     ///
-    /// When the device fails to give them back.
+    /// When the model has no LM head, or the device fails to give them back.
     pub async fn logits(&self, h: Tensor<3>) -> Result<Vec<f32>, ModelError> {
         let [batch, time, hidden] = h.dims();
-        let rows = h.reshape([batch * time, hidden]);
-        let normed = rms_norm(rows, &self.norm, self.config.norm_eps);
-        to_f32(normed.matmul(self.head.clone().transpose())).await
+        let head = self.language_head()?;
+        to_f32(head.apply(self.normed(h.reshape([batch * time, hidden])))).await
     }
+
+    /// What an encoder's head sees of each sample. h: [batch, time, hidden] -> [batch, hidden]
+    pub(crate) fn pooled(&self, h: Tensor<3>) -> Tensor<2> {
+        let [batch, _, hidden] = h.dims();
+        let first = h.narrow(1, 0, 1).reshape([batch, hidden]);
+        match &self.pooler {
+            None => first,
+            Some((weight, bias)) => (weight.apply(first) + bias.clone()).tanh(),
+        }
+    }
+
+    /// rows: [rows, hidden] -> [rows, hidden]
+    fn normed(&self, rows: Tensor<2>) -> Tensor<2> {
+        match &self.final_norm {
+            Some(norm) => norm.forward(rows, self.config.norm_eps),
+            None => rows,
+        }
+    }
+
+    /// [vocab, hidden]
+    fn language_head(&self) -> Result<&FrozenMatrix, ModelError> {
+        match self.config.classifier() {
+            None => Ok(self.head.as_ref().unwrap_or(&self.embedding)),
+            Some(_) => Err(ModelError::NoLanguageHead(self.config.architecture.name())),
+        }
+    }
+}
+
+/// The bytes of the frozen ends, as [`Ends::bytes`] has them once they are loaded.
+pub fn end_bytes(config: &ModelConfig, storage: Storage) -> u64 {
+    load::bytes(&end_tensors(config), storage)
+}
+
+fn norm(
+    kind: NormKind,
+    tensor: &mut impl FnMut(EndPart) -> Option<Tensor<2>>,
+    gain: EndPart,
+    shift: EndPart,
+) -> Option<NormWeights> {
+    let (gain, shift) = (tensor(gain)?, tensor(shift));
+    Some(NormWeights::new(kind, gain, shift))
 }
 
 /// Looks rows of `embedding` [vocab, hidden] up, padded to the longest with token 0 -> [batch, time, hidden]
@@ -149,159 +282,29 @@ pub(crate) fn embed(
     device: &Device,
 ) -> Result<Tensor<3>, ModelError> {
     let [vocab, hidden] = embedding.dims();
-    let time = ids.iter().map(Vec::len).max().unwrap_or(0);
+    let (rows, time) = padded(ids, |id| token(id, vocab))?;
+    Ok(embedding.clone().select(0, indices(rows, device)).reshape([ids.len(), time, hidden]))
+}
+
+/// Rows one after another, padded with 0 to the longest, and its length.
+fn padded(
+    rows: &[Vec<u32>],
+    index: impl Fn(u32) -> Result<i32, ModelError>,
+) -> Result<(Vec<i32>, usize), ModelError> {
+    let time = rows.iter().map(Vec::len).max().unwrap_or(0);
     if time == 0 {
         return Err(ModelError::Shape {
             what: "a batch of token ids",
-            found: vec![ids.len(), time],
-            expected: vec![ids.len().max(1), 1],
+            found: vec![rows.len(), time],
+            expected: vec![rows.len().max(1), 1],
         });
     }
-    let mut flat = Vec::with_capacity(ids.len() * time);
-    for row in ids {
+    let mut flat = Vec::with_capacity(rows.len() * time);
+    for row in rows {
         for &id in row {
-            flat.push(token(id, vocab)?);
+            flat.push(index(id)?);
         }
         flat.resize(flat.len() + time - row.len(), 0);
     }
-    let rows = embedding.clone().select(0, indices(flat, device));
-    Ok(rows.reshape([ids.len(), time, hidden]))
-}
-
-/// The positions that count, with their targets and weights.
-pub(crate) struct Targets {
-    /// Positions in [batch · time].
-    pub(crate) rows: Vec<i32>,
-    tokens: Vec<i32>,
-    weights: Vec<f32>,
-    vocab: usize,
-}
-
-impl Targets {
-    /// None where every position is masked.
-    pub(crate) fn new(
-        config: &ModelConfig,
-        [batch, time]: [usize; 2],
-        targets: &[Vec<u32>],
-        weights: &[Vec<f32>],
-    ) -> Result<Option<Self>, ModelError> {
-        let fits = |lengths: Vec<usize>, what| {
-            let expected = vec![time; batch];
-            if lengths == expected {
-                return Ok(());
-            }
-            Err(ModelError::Shape { what, found: lengths, expected })
-        };
-        fits(targets.iter().map(Vec::len).collect(), "the rows of targets")?;
-        fits(weights.iter().map(Vec::len).collect(), "the rows of weights")?;
-        let mut all =
-            Self { rows: Vec::new(), tokens: Vec::new(), weights: Vec::new(), vocab: config.vocab_size };
-        let positions = targets.iter().flatten().zip(weights.iter().flatten());
-        for (row, (&target, &weight)) in (0..).zip(positions) {
-            if weight != 0.0 {
-                all.rows.push(row);
-                all.tokens.push(token(target, config.vocab_size)?);
-                all.weights.push(weight);
-            }
-        }
-        Ok((!all.rows.is_empty()).then_some(all))
-    }
-
-    /// The weighted sum of the positions' losses.
-    pub(crate) fn total(&self, nll: &[f32]) -> f64 {
-        let pairs = nll.iter().zip(&self.weights);
-        pairs.map(|(&nll, &weight)| f64::from(nll) * f64::from(weight)).sum()
-    }
-
-    /// normed: [rows, hidden], head: [vocab, hidden] -> -ln p [rows, 1] and the weighted loss's gradient [rows, hidden].
-    ///
-    /// Its gradient with respect to the head is added to `head_gradient` [vocab, hidden], if there is one.
-    pub(crate) fn loss(
-        &self,
-        normed: &Tensor<2>,
-        head: &Tensor<2>,
-        mut head_gradient: Option<&mut Tensor<2>>,
-    ) -> (Tensor<2>, Tensor<2>) {
-        let mut nll = Vec::new();
-        let mut gradient = Vec::new();
-        for chunk in self.chunks(normed.dims()[0], &normed.device()) {
-            let normed = normed.clone().narrow(0, chunk.start, chunk.length);
-            let scores = chunk.scores(&normed, head);
-            if let Some(total) = head_gradient.as_deref_mut() {
-                chunk.add_head_gradient(&scores, &normed, total);
-            }
-            let mean = scores.exp.matmul(head.clone()) / scores.sum; // Σ p · head
-            nll.push(scores.nll);
-            gradient.push((mean - scores.target) * chunk.weights);
-        }
-        (Tensor::cat(nll, 0), Tensor::cat(gradient, 0))
-    }
-
-    /// The positions a few at a time, so that no more than a few MiB of logits exist at once.
-    fn chunks<'a>(&'a self, rows: usize, device: &'a Device) -> impl Iterator<Item = Chunk> + 'a {
-        const LOGITS: usize = 1 << 22;
-        let length = (LOGITS / self.vocab.max(1)).max(1);
-        (0..rows).step_by(length).map(move |start| {
-            let length = length.min(rows - start);
-            let tokens = self.tokens[start..start + length].to_vec();
-            let weights = self.weights[start..start + length].to_vec();
-            Chunk {
-                start,
-                length,
-                tokens: indices(tokens, device),
-                weights: matrix(weights, [length, 1], device),
-            }
-        })
-    }
-}
-
-/// A run of positions.
-struct Chunk {
-    start: usize,
-    length: usize,
-    /// [rows]
-    tokens: Tensor<1, Int>,
-    /// [rows, 1]
-    weights: Tensor<2>,
-}
-
-/// The parts of a softmax that loss and gradient share.
-struct Scores {
-    /// exp(logits - their maximum). [rows, vocab]
-    exp: Tensor<2>,
-    /// Their sums. [rows, 1]
-    sum: Tensor<2>,
-    /// The head's rows of the targets. [rows, hidden]
-    target: Tensor<2>,
-    /// -ln p(target). [rows, 1]
-    nll: Tensor<2>,
-}
-
-impl Chunk {
-    fn scores(&self, normed: &Tensor<2>, head: &Tensor<2>) -> Scores {
-        let logits = normed.clone().matmul(head.clone().transpose());
-        let max = logits.clone().max_dim(1);
-        let exp = (logits - max.clone()).exp();
-        let sum = exp.clone().sum_dim(1);
-        let target = head.clone().select(0, self.tokens.clone());
-        let logit = (normed.clone() * target.clone()).sum_dim(1);
-        let nll = sum.clone().log() + max - logit;
-        Scores { exp, sum, target, nll }
-    }
-
-    /// Adds (p - one-hot)ᵀ · weight · normed.
-    fn add_head_gradient(&self, scores: &Scores, normed: &Tensor<2>, total: &mut Tensor<2>) {
-        use burn::tensor::IndexingUpdateOp::Add;
-        let weighted = normed.clone() * self.weights.clone();
-        let p = scores.exp.clone() / scores.sum.clone();
-        let dense = total.clone() + p.transpose().matmul(weighted.clone());
-        *total = dense.select_assign(0, self.tokens.clone(), weighted.neg(), Add);
-    }
-}
-
-fn token(id: u32, vocab: usize) -> Result<i32, ModelError> {
-    match i32::try_from(id) {
-        Ok(index) if (id as usize) < vocab => Ok(index),
-        _ => Err(ModelError::TokenOutOfRange { id, vocab }),
-    }
+    Ok((flat, time))
 }

@@ -1,6 +1,7 @@
 //! What can go wrong in a model, each with the value that was wrong.
 
 use baton_formats::{Projection, WeightsError};
+use baton_kernels::KernelError;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -9,9 +10,53 @@ pub enum ModelError {
     /// The model's weights could not be read, or are not those that its `config.json` describes.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The files gave no such tensor.
-    #[error("the model's files gave no tensor {0}")]
+    /// The files have no such tensor.
+    #[error("the model's files have no tensor {0}; its config.json is that of another model")]
     MissingTensor(String),
+    /// A tensor whose numbers cannot be kept.
+    #[error("{tensor}: {error}")]
+    Tensor {
+        /// Its name in the file.
+        tensor: String,
+        /// Why not.
+        #[source]
+        error: KernelError,
+    },
+    /// More positions than the model has learned.
+    #[error(
+        "a text of {length} tokens is too long for this model, which has learned {limit} positions; cut it"
+    )]
+    TooLong {
+        /// The length in tokens.
+        length: usize,
+        /// How many the model can take.
+        limit: usize,
+    },
+    /// A token type that the model does not have.
+    #[error("token type {id} is none of the model's {types}: is this its own tokenizer?")]
+    TokenType {
+        /// The type.
+        id: u32,
+        /// How many there are.
+        types: usize,
+    },
+    /// An encoder was asked for the next token.
+    #[error("a {0} model labels texts and writes none: train it on labelled samples")]
+    NoLanguageHead(&'static str),
+    /// A language model was asked for a label.
+    #[error("a {0} model has no head for labels; choose a BERT, MiniLM or RoBERTa")]
+    NoClassifier(&'static str),
+    /// A label that the head cannot learn.
+    #[error("the label {label} does not fit a head for {head}")]
+    Label {
+        /// The label.
+        label: String,
+        /// What the head gives.
+        head: String,
+    },
+    /// A model that is not trained as a whole here.
+    #[error("a {0} model is not trained from scratch here: only a Llama of the plainest kind")]
+    NotPretrained(&'static str),
     /// Blocks were asked for that the model does not have.
     #[error("blocks {start}..{end} were asked for, but the model has {blocks}")]
     NoSuchBlocks {
@@ -62,8 +107,8 @@ pub enum ModelError {
         /// The blocks of the stage.
         expected: Vec<usize>,
     },
-    /// Bytes of a block's state that are too few or too many.
-    #[error("a block's state takes {expected} bytes, but {found} came")]
+    /// Bytes of a state that are too few or too many.
+    #[error("a state takes {expected} bytes, but {found} came")]
     StateLength {
         /// How many bytes came.
         found: usize,
@@ -73,7 +118,16 @@ pub enum ModelError {
     /// Bytes of a block's state that hold NaN or infinity.
     #[error("the state of block {0} holds numbers that are not finite")]
     StateNotFinite(usize),
+    /// Bytes of a head's state that hold NaN or infinity.
+    #[error("the state of the classification head holds numbers that are not finite")]
+    HeadNotFinite,
     /// The device could not give a tensor's values back.
     #[error("the device did not give its results back: {0}")]
     Readback(String),
+}
+
+impl ModelError {
+    pub(crate) fn of_tensor(tensor: &str, error: KernelError) -> Self {
+        Self::Tensor { tensor: tensor.to_owned(), error }
+    }
 }

@@ -25,23 +25,46 @@ pub struct LoraSpec {
     pub alpha: f64,
     /// The projections that are adapted, in any order.
     pub targets: Vec<Projection>,
+    /// Rank and alpha of (block, projection) where they are others (PEFT's `rank_pattern` and `alpha_pattern`); with a
+    /// rank of 0 the place is not adapted.
+    #[serde(default)]
+    pub overrides: BTreeMap<(usize, Projection), (usize, f64)>,
 }
 
 impl LoraSpec {
-    /// What the update `B A` is multiplied by.
-    pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
+    /// The same rank and alpha for all blocks.
+    pub fn new(rank: usize, alpha: f64, targets: Vec<Projection>) -> Self {
+        Self { rank, alpha, targets, overrides: BTreeMap::new() }
     }
 
-    /// The targets once each, in the order of [`Projection::ALL`].
-    pub(crate) fn projections(&self) -> impl Iterator<Item = Projection> + '_ {
-        Projection::ALL.into_iter().filter(|projection| self.targets.contains(projection))
+    /// What the update `B A` of a place is multiplied by: alpha / rank.
+    pub fn scale(&self, block: usize, projection: Projection) -> f64 {
+        let (rank, alpha) = self.place(block, projection);
+        alpha / rank as f64
+    }
+
+    /// The adapted maps of a block once each, in the order of [`Projection::ALL`].
+    pub(crate) fn projections(&self, block: usize) -> impl Iterator<Item = Projection> + '_ {
+        let adapted = move |projection: &Projection| {
+            self.targets.contains(projection) && self.place(block, *projection).0 > 0
+        };
+        Projection::ALL.into_iter().filter(adapted)
     }
 
     /// The shapes of A `[r, in]` and B `[out, r]`.
-    pub(crate) fn shapes(&self, config: &ModelConfig, projection: Projection) -> [[usize; 2]; 2] {
+    pub(crate) fn shapes(
+        &self,
+        config: &ModelConfig,
+        block: usize,
+        projection: Projection,
+    ) -> [[usize; 2]; 2] {
         let (outputs, inputs) = projection.shape(config);
-        [[self.rank, inputs], [outputs, self.rank]]
+        let (rank, _) = self.place(block, projection);
+        [[rank, inputs], [outputs, rank]]
+    }
+
+    fn place(&self, block: usize, projection: Projection) -> (usize, f64) {
+        self.overrides.get(&(block, projection)).copied().unwrap_or((self.rank, self.alpha))
     }
 }
 
@@ -71,7 +94,7 @@ impl Lora {
         device: &Device,
     ) -> Result<Self, ModelError> {
         Self::build(config, spec, range, device, |block, projection| {
-            let [[rank, inputs], [outputs, _]] = spec.shapes(config, projection);
+            let [[rank, inputs], [outputs, _]] = spec.shapes(config, block, projection);
             let bound = 1.0 / (inputs as f32).sqrt();
             let mut rng = generator(seed, block, projection);
             let mut draw = || (rng.random::<f32>() * 2.0 - 1.0) * bound;
@@ -143,14 +166,16 @@ impl Lora {
             return Err(ModelError::Rank(spec.rank));
         }
         let blocks = range.clone().map(|block| {
-            let pairs = spec.projections().map(|projection| {
-                let [a, b] = spec.shapes(config, projection);
+            let pairs = spec.projections(block).map(|projection| {
+                let [a, b] = spec.shapes(config, block, projection);
                 let pair = pair(block, projection)?;
                 let a = checked_matrix("lora_A", pair.a, a, device)?;
                 let b = checked_matrix("lora_B", pair.b, b, device)?;
                 Ok((projection, [a, b]))
             });
-            Ok(BlockLora { scale: spec.scale(), pairs: pairs.collect::<Result<_, ModelError>>()? })
+            let pairs: BTreeMap<_, _> = pairs.collect::<Result<_, ModelError>>()?;
+            let scales = pairs.keys().map(|&projection| (projection, spec.scale(block, projection)));
+            Ok(BlockLora { scales: scales.collect(), pairs })
         });
         Ok(Self { blocks: blocks.collect::<Result<_, ModelError>>()?, spec: spec.clone(), range })
     }
@@ -159,7 +184,8 @@ impl Lora {
 /// The adapters of one block.
 #[derive(Clone, Debug)]
 pub(crate) struct BlockLora {
-    pub(crate) scale: f64,
+    /// What each update is multiplied by.
+    scales: BTreeMap<Projection, f64>,
     /// A `[r, in]` and B `[out, r]`.
     pub(crate) pairs: BTreeMap<Projection, [Tensor<2>; 2]>,
 }
@@ -168,7 +194,8 @@ impl BlockLora {
     /// The update of a projection. x: [rows, in] -> [rows, out]
     pub(crate) fn update(&self, projection: Projection, x: &Tensor<2>) -> Option<Tensor<2>> {
         let [a, b] = self.pairs.get(&projection)?.clone();
-        let low = x.clone().matmul(a.transpose()).mul_scalar(self.scale); // [rows, r]
+        let scale = self.scales.get(&projection).copied()?;
+        let low = x.clone().matmul(a.transpose()).mul_scalar(scale); // [rows, r]
         Some(low.matmul(b.transpose()))
     }
 
@@ -177,7 +204,7 @@ impl BlockLora {
         let leaf = |tensor: &Tensor<2>| tensor.clone().autodiff().require_grad();
         let pairs = self.pairs.iter();
         Self {
-            scale: self.scale,
+            scales: self.scales.clone(),
             pairs: pairs.map(|(&projection, [a, b])| (projection, [leaf(a), leaf(b)])).collect(),
         }
     }

@@ -1,19 +1,27 @@
 //! Training of every weight from random initialisation: how the small default model is made, natively.
 
+use baton_formats::config::{Architecture, Head, NormKind};
 use baton_formats::{Files, ModelConfig, TensorIndex};
+use baton_kernels::{FrozenMatrix, Storage};
 use burn::tensor::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::blocks::{Blocks, rms_norm};
+use crate::blocks::Blocks;
 use crate::device::{indices, matrix, to_f32};
-use crate::ends::{EMBEDDING, HEAD, NORM, Targets, embed};
+use crate::ends::embed;
+use crate::loss::Targets;
+use crate::norm::rms_norm;
 use crate::{AdamW, Ends, ModelError, Moments};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const NORM: &str = "model.norm.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// Gradients are scaled to at most this global norm.
 const CLIP: f64 = 1.0;
 
-/// A whole model in training: embedding, blocks, norm, and the head where it is not tied to the embedding.
+/// A whole Llama in training: embedding, blocks, norm, and the head where it is not tied to the embedding.
 pub struct Pretrainer {
     config: ModelConfig,
     adamw: AdamW,
@@ -42,8 +50,9 @@ impl Pretrainer {
     ///
     /// # Errors
     ///
-    /// When `config` does not name a tensor that the model needs.
+    /// When `config` is of another family.
     pub fn new(config: &ModelConfig, seed: u64, adamw: AdamW, device: &Device) -> Result<Self, ModelError> {
+        check(config)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let residual = 1.0 / ((2 * config.num_hidden_layers) as f64).sqrt();
         let mut values = |name: &str, shape: &[usize]| {
@@ -76,7 +85,7 @@ impl Pretrainer {
     ///
     /// # Errors
     ///
-    /// When its files cannot be read.
+    /// When its files cannot be read, or it is of another family.
     pub async fn load(
         files: &impl Files,
         index: &TensorIndex,
@@ -84,11 +93,18 @@ impl Pretrainer {
         adamw: AdamW,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        check(config)?;
         let blocks = 0..config.num_hidden_layers;
-        let blocks = Blocks::load(files, index, config, blocks, device, |_| ()).await?;
-        let Ends { embedding, norm, head, .. } = Ends::load(files, index, config, device, |_| ()).await?;
-        let head = (!config.tie_word_embeddings).then_some(head);
-        Ok(Self::with_weights(config, Weights { embedding, blocks, norm, head }, adamw, device))
+        let blocks = Blocks::load(files, index, config, blocks, Storage::F32, device, |_| ()).await?;
+        let ends = Ends::load(files, index, config, Storage::F32, device, |_| ()).await?;
+        let missing = |name: &str| ModelError::MissingTensor(name.to_owned());
+        let weights = Weights {
+            embedding: ends.embedding.tensor().ok_or_else(|| missing(EMBEDDING))?,
+            blocks: blocks.into_trained(),
+            norm: ends.final_norm.ok_or_else(|| missing(NORM))?.gain,
+            head: ends.head.and_then(|head| head.tensor()),
+        };
+        Ok(Self::with_weights(config, weights, adamw, device))
     }
 
     fn with_weights(config: &ModelConfig, mut weights: Weights, adamw: AdamW, device: &Device) -> Self {
@@ -132,13 +148,14 @@ impl Pretrainer {
             found: vec![batch, time],
             expected: vec![batch, 2],
         })?;
-        let h = leaves.blocks.forward(None, h).reshape([batch * time, hidden]);
+        let h = leaves.blocks.forward(None, h, &[]).reshape([batch * time, hidden]);
         let h = h.select(0, indices(targets.rows.clone(), &self.device));
         let normed = rms_norm(h, &leaves.norm, self.config.norm_eps);
 
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         let mut head_gradient = head.zeros_like();
-        let (nll, gradient) = targets.loss(&normed.clone().inner(), head, Some(&mut head_gradient));
+        let head = FrozenMatrix::from_tensor(head.clone());
+        let (nll, gradient) = targets.loss(&normed.clone().inner(), &head, Some(&mut head_gradient));
         let mut gradients = (normed * gradient).sum().backward();
         let head = leaves.head.as_ref().map_or(EMBEDDING, |_| HEAD);
         let gradient_of = |(name, tensor): (String, &mut Tensor<2>)| {
@@ -196,8 +213,17 @@ impl Weights {
     }
 }
 
+/// Refuses what [`Weights`] has no place for.
+fn check(config: &ModelConfig) -> Result<(), ModelError> {
+    let plain = config.architecture == Architecture::Llama
+        && config.block.norm == NormKind::Rms
+        && config.ends.head == Head::Language
+        && !(config.block.qkv_bias || config.block.o_bias || config.block.mlp_bias);
+    if plain { Ok(()) } else { Err(ModelError::NotPretrained(config.architecture.name())) }
+}
+
 /// A standard normal number (Box & Muller, 1958).
-fn normal(rng: &mut impl Rng) -> f64 {
+pub(crate) fn normal(rng: &mut impl Rng) -> f64 {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }

@@ -46,18 +46,19 @@ impl BlockState {
                 let values = [a, b, za.clone(), zb.clone(), za, zb];
                 Ok((projection, PairState { values }))
             };
-            let pairs = spec.projections().map(pair).collect::<Result<_, ModelError>>()?;
+            let pairs = spec.projections(block).map(pair).collect::<Result<_, ModelError>>()?;
             Ok(Self { block, step: 0, pairs })
         };
         (0..config.num_hidden_layers).map(state).collect()
     }
 
     /// How many bytes the state of a block takes.
-    pub fn length(spec: &LoraSpec, config: &ModelConfig) -> usize {
-        let projections = spec.projections();
-        let floats =
-            projections.map(|p| 3 * spec.shapes(config, p).map(|[r, c]| r * c).iter().sum::<usize>());
-        HEADER + 4 * floats.sum::<usize>()
+    pub fn length(spec: &LoraSpec, config: &ModelConfig, block: usize) -> usize {
+        let projections = spec.projections(block);
+        let floats = projections.map(|p| {
+            3 * spec.shapes(config, block, p).map(|[r, c]| r.saturating_mul(c)).iter().sum::<usize>()
+        });
+        floats.sum::<usize>().saturating_mul(4).saturating_add(HEADER)
     }
 
     /// The state as bytes, as many as [`Self::length`] says.
@@ -77,16 +78,12 @@ impl BlockState {
     ///
     /// When they are not as many as the adapter asks for, name a block that the model lacks, or hold NaN or infinity.
     pub fn from_bytes(spec: &LoraSpec, config: &ModelConfig, bytes: &[u8]) -> Result<Self, ModelError> {
-        let expected = Self::length(spec, config);
-        let wrong = ModelError::StateLength { found: bytes.len(), expected };
-        if bytes.len() != expected {
-            return Err(wrong);
-        }
+        let wrong = |expected| ModelError::StateLength { found: bytes.len(), expected };
         let Some((block, rest)) = bytes.split_first_chunk::<4>() else {
-            return Err(wrong);
+            return Err(wrong(HEADER));
         };
         let Some((step, rest)) = rest.split_first_chunk::<8>() else {
-            return Err(wrong);
+            return Err(wrong(HEADER));
         };
         let block = u32::from_le_bytes(*block) as usize;
         if block >= config.num_hidden_layers {
@@ -96,10 +93,14 @@ impl BlockState {
                 blocks: config.num_hidden_layers,
             });
         }
+        let expected = Self::length(spec, config, block);
+        if bytes.len() != expected {
+            return Err(wrong(expected));
+        }
         let mut floats = rest.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let mut take = |count: usize| floats.by_ref().take(count).collect::<Vec<f32>>();
-        let pairs = spec.projections().map(|projection| {
-            let [a, b] = spec.shapes(config, projection).map(|[rows, columns]| rows * columns);
+        let pairs = spec.projections(block).map(|projection| {
+            let [a, b] = spec.shapes(config, block, projection).map(|[rows, columns]| rows * columns);
             let values = [a, b, a, b, a, b].map(&mut take);
             (projection, PairState { values })
         });

@@ -7,9 +7,9 @@ use baton_formats::Projection;
 use baton_formats::peft::LoraPair;
 use burn::tensor::Tensor;
 
-use crate::blocks::Positions;
 use crate::device::all_to_f32;
 use crate::lora::{BlockLora, Pairs};
+use crate::positions::{Positions, View};
 use crate::state::PairState;
 use crate::{AdamW, BlockState, Blocks, Lora, ModelError, Moments};
 
@@ -24,13 +24,23 @@ pub struct Trainer {
     adamw: AdamW,
     recompute: bool,
     /// What backward needs of each micro-batch, by its key.
-    saved: HashMap<u64, Vec<Saved>>,
+    saved: HashMap<u64, Saved>,
     slots: BTreeMap<(usize, Projection), Slot>,
+}
+
+/// What backward needs of a micro-batch.
+struct Saved {
+    /// Tokens of each row; all, where there is no entry.
+    lengths: Vec<usize>,
+    /// [batch, time, hidden]
+    shape: [usize; 3],
+    /// One a block.
+    blocks: Vec<SavedBlock>,
 }
 
 /// One block's part of a forward pass.
 #[allow(clippy::large_enum_variant, reason = "a few exist, and what they point to is far larger")]
-enum Saved {
+enum SavedBlock {
     /// Its input, plain. [batch, time, hidden]
     Input(Tensor<3>),
     Trace(Trace),
@@ -85,29 +95,32 @@ impl Trainer {
     }
 
     /// The training pass: h [batch, time, hidden] -> [batch, time, hidden]. What backward needs is saved under `key`.
-    pub fn forward(&mut self, key: u64, h: Tensor<3>) -> Tensor<3> {
-        let positions = self.positions(&h);
-        let mut saved = Vec::new();
+    ///
+    /// `lengths` are the rows' tokens, as for [`Blocks::forward`].
+    pub fn forward(&mut self, key: u64, h: Tensor<3>, lengths: &[usize]) -> Tensor<3> {
+        let shape = h.dims();
+        let positions = self.positions(&h, lengths);
+        let mut blocks = Vec::new();
         let first = self.range().start;
         let output = self.range().fold(h, |h, block| {
             if self.recompute {
-                saved.push(Saved::Input(h.clone()));
+                blocks.push(SavedBlock::Input(h.clone()));
                 let lora = self.lora.block(block);
-                return self.blocks.block_forward(block, lora, h, &positions);
+                return self.blocks.block_forward(block, lora, h, positions.view(block));
             }
             // Nothing precedes block 0 but the frozen embedding: its input's gradient is not wanted.
-            let trace = self.trace(block, h, block > first || first > 0, &positions);
+            let trace = self.trace(block, h, block > first || first > 0, positions.view(block));
             let output = trace.output.clone().inner();
-            saved.push(Saved::Trace(trace));
+            blocks.push(SavedBlock::Trace(trace));
             output
         });
-        self.saved.insert(key, saved);
+        self.saved.insert(key, Saved { lengths: lengths.to_vec(), shape, blocks });
         output
     }
 
-    /// The pass without a graph: h [batch, time, hidden] -> [batch, time, hidden].
-    pub fn infer(&self, h: Tensor<3>) -> Tensor<3> {
-        self.blocks.forward(Some(&self.lora), h)
+    /// The pass without a graph: h [batch, time, hidden] -> [batch, time, hidden]. `lengths` as for [`Blocks::forward`].
+    pub fn infer(&self, h: Tensor<3>, lengths: &[usize]) -> Tensor<3> {
+        self.blocks.forward(Some(&self.lora), h, lengths)
     }
 
     /// Adds the adapters' gradients of the micro-batch `key` to the accumulators.
@@ -125,31 +138,27 @@ impl Trainer {
         want_input_grad: bool,
     ) -> Result<Option<Tensor<3>>, ModelError> {
         let saved = self.saved.remove(&key).ok_or(ModelError::UnknownKey(key))?;
-        let shape = saved.first().map(|saved| match saved {
-            Saved::Input(input) => input.dims(),
-            Saved::Trace(trace) => trace.input.dims(),
-        });
-        if let Some(shape) = shape.filter(|&shape| shape != grad.dims()) {
+        if saved.shape != grad.dims() {
             return Err(ModelError::Shape {
                 what: "a gradient",
                 found: grad.dims().to_vec(),
-                expected: shape.to_vec(),
+                expected: saved.shape.to_vec(),
             });
         }
-        let positions = self.positions(&grad);
+        let positions = self.positions(&grad, &saved.lengths);
         let first = self.range().start;
         let mut grad = Some(grad);
-        for (block, saved) in self.range().zip(saved).rev() {
+        for (block, saved) in self.range().zip(saved.blocks).rev() {
             let Some(output_grad) = grad.take() else {
                 break;
             };
             let want = want_input_grad || block > first;
             let trace = match saved {
-                Saved::Input(input) => self.trace(block, input, want, &positions),
-                Saved::Trace(trace) if want && !trace.input.is_require_grad() => {
-                    self.trace(block, trace.input.inner(), want, &positions)
+                SavedBlock::Input(input) => self.trace(block, input, want, positions.view(block)),
+                SavedBlock::Trace(trace) if want && !trace.input.is_require_grad() => {
+                    self.trace(block, trace.input.inner(), want, positions.view(block))
                 }
-                Saved::Trace(trace) => trace,
+                SavedBlock::Trace(trace) => trace,
             };
             grad = self.backward_block(block, trace, output_grad);
         }
@@ -280,15 +289,17 @@ impl Trainer {
         Ok(())
     }
 
-    fn positions(&self, h: &Tensor<3>) -> Positions {
-        Positions::new(self.blocks.config(), 0, h.dims()[1], &h.device())
+    /// h: [batch, time, hidden]
+    fn positions(&self, h: &Tensor<3>, lengths: &[usize]) -> Positions {
+        let [batch, time, _] = h.dims();
+        Positions::new(self.blocks.config(), self.range(), 0, [batch, time], lengths, &h.device())
     }
 
-    fn trace(&self, block: usize, input: Tensor<3>, want_input_grad: bool, positions: &Positions) -> Trace {
+    fn trace(&self, block: usize, input: Tensor<3>, want_input_grad: bool, view: &View) -> Trace {
         let input = input.autodiff();
         let input = if want_input_grad { input.require_grad() } else { input };
         let lora = self.lora.block(block).map(BlockLora::leaves);
-        let output = self.blocks.block_forward(block, lora.as_ref(), input.clone(), positions);
+        let output = self.blocks.block_forward(block, lora.as_ref(), input.clone(), view);
         Trace { input, lora, output }
     }
 

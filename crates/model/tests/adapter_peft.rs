@@ -27,15 +27,12 @@ fn a_written_adapter_gives_the_logits_that_peft_gives_with_it() {
         files.insert(peft::WEIGHTS_FILE, weights);
         let adapter = Adapter::read(&files, &model.config).await.unwrap();
 
-        let spec = LoraSpec {
-            rank: adapter.config.r,
-            alpha: adapter.config.lora_alpha,
-            targets: adapter.config.projections(&model.config).unwrap(),
-        };
+        let targets = adapter.config.projections(&model.config).unwrap();
+        let spec = LoraSpec::new(adapter.config.r, adapter.config.lora_alpha, targets);
         let (blocks, pairs) = (0..model.config.num_hidden_layers, &adapter.weights);
         let lora = Lora::from_pairs(&model.config, &spec, blocks, pairs, &model.device).unwrap();
         let ends = model.ends().await;
-        let h = model.all_blocks().await.forward(Some(&lora), ends.embed(&[ids]).unwrap());
+        let h = model.all_blocks().await.forward(Some(&lora), ends.embed(&[ids], &[]).unwrap(), &[]);
         let error = relative(&ends.logits(h).await.unwrap(), &golden.f32("logits"));
         println!("relative error of the logits: {error:.1e}");
         assert!(error < 1e-4);

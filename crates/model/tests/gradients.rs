@@ -15,7 +15,7 @@ async fn matches_peft(model: &Model, golden: &Golden) {
     let lora = golden.pairs("lora");
     let mut stage = model.trainer(blocks, &lora, AdamW::default(), true).await;
 
-    let logits = ends.logits(stage.infer(ends.embed(&batch.ids).unwrap())).await.unwrap();
+    let logits = ends.logits(stage.infer(ends.embed(&batch.ids, &[]).unwrap(), &[])).await.unwrap();
     let time = golden.shape("ids")[1];
     let rows = logits.chunks(time * model.config.vocab_size).zip(&batch.ids);
     let real = rows.flat_map(|(row, ids)| &row[..ids.len() * model.config.vocab_size]);
@@ -56,7 +56,7 @@ fn evaluation_gives_the_loss_of_training() {
         let golden = Golden::read("tiny.safetensors");
         let model = Model::tiny().await;
         let (ends, batch) = (model.ends().await, Batch::of(&golden));
-        let h = model.all_blocks().await.forward(None, ends.embed(&batch.ids).unwrap());
+        let h = model.all_blocks().await.forward(None, ends.embed(&batch.ids, &[]).unwrap(), &[]);
         let loss = ends.loss(h.clone(), &batch.targets, &batch.weights).await.unwrap();
         let (other, _) = ends.loss_and_grad(h, &batch.targets, &batch.weights).await.unwrap();
         assert_eq!(loss, other);

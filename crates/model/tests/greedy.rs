@@ -28,7 +28,7 @@ fn decoding_with_a_cache_gives_the_tokens_of_transformers() {
         let mut cache = KvCache::new();
         let mut ids = vec![1];
         while ids.len() < expected.len() {
-            let h = ends.embed(&[vec![ids[ids.len() - 1]]]).unwrap();
+            let h = ends.embed(&[vec![ids[ids.len() - 1]]], &[]).unwrap();
             let h = blocks.forward_cached(None, h, &mut cache);
             ids.push(sample(&ends.logits_last(h).await.unwrap(), 0.0, &mut rng));
         }
@@ -47,7 +47,7 @@ fn decoding_without_a_cache_gives_the_tokens_of_transformers() {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let mut ids = vec![1];
         while ids.len() < expected.len() {
-            let h = blocks.forward(None, ends.embed(&[ids.clone()]).unwrap());
+            let h = blocks.forward(None, ends.embed(&[ids.clone()], &[]).unwrap(), &[]);
             ids.push(sample(&ends.logits_last(h).await.unwrap(), 0.0, &mut rng));
         }
         assert_eq!(ids, expected);
@@ -62,11 +62,12 @@ fn a_prompt_may_enter_the_cache_in_pieces() {
         let ends = model.ends().await;
         let ids = vec![1, 5, 9, 2, 60, 33, 7];
         let whole =
-            common::values(blocks.forward(None, ends.embed(std::slice::from_ref(&ids)).unwrap())).await;
+            common::values(blocks.forward(None, ends.embed(std::slice::from_ref(&ids), &[]).unwrap(), &[]))
+                .await;
         let mut cache = KvCache::new();
         let mut pieces = Vec::new();
         for piece in [&ids[..3], &ids[3..4], &ids[4..]] {
-            let h = ends.embed(&[piece.to_vec()]).unwrap();
+            let h = ends.embed(&[piece.to_vec()], &[]).unwrap();
             pieces.extend(common::values(blocks.forward_cached(None, h, &mut cache)).await);
         }
         assert_eq!(cache.time(), ids.len());

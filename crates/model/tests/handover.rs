@@ -30,7 +30,7 @@ fn a_restored_stage_goes_on_with_the_same_numbers() {
 
         let half = trained(&model, &golden, 3).await.state().await.unwrap();
         let bytes: Vec<_> = half.iter().map(BlockState::to_bytes).collect();
-        assert_eq!(bytes[0].len(), BlockState::length(&spec(), &model.config));
+        assert_eq!(bytes[0].len(), BlockState::length(&spec(), &model.config, 0));
         let states = bytes.iter().rev();
         let states: Vec<_> =
             states.map(|bytes| BlockState::from_bytes(&spec(), &model.config, bytes).unwrap()).collect();
@@ -58,10 +58,10 @@ fn an_abandoned_step_leaves_no_trace() {
         let (ends, batch) = (model.ends().await, Batch::of(&golden));
         let mut stage = trained(&model, &golden, 1).await;
         pass(&ends, std::slice::from_mut(&mut stage), &batch, 1).await.unwrap();
-        stage.forward(2, ends.embed(&batch.ids).unwrap());
+        stage.forward(2, ends.embed(&batch.ids, &[]).unwrap(), &[]);
         stage.discard();
         assert!(stage.gradients().await.unwrap().is_empty());
-        let grad = ends.embed(&batch.ids).unwrap();
+        let grad = ends.embed(&batch.ids, &[]).unwrap();
         assert!(matches!(stage.backward(2, grad, false), Err(ModelError::UnknownKey(2))));
         train(&model, &golden, &mut stage, 1).await;
         let expected = trained(&model, &golden, 2).await;
@@ -98,10 +98,10 @@ fn ids_and_shapes_that_do_not_fit_are_errors() {
     block_on(async {
         let (model, golden) = (Model::tiny().await, Golden::read("tiny.safetensors"));
         let (ends, batch) = (model.ends().await, Batch::of(&golden));
-        let outside = ends.embed(&[vec![1, 80]]);
+        let outside = ends.embed(&[vec![1, 80]], &[]);
         assert!(matches!(outside, Err(ModelError::TokenOutOfRange { id: 80, vocab: 80 })));
-        assert!(matches!(ends.embed(&[vec![]]), Err(ModelError::Shape { .. })));
-        let h = ends.embed(&batch.ids).unwrap();
+        assert!(matches!(ends.embed(&[vec![]], &[]), Err(ModelError::Shape { .. })));
+        let h = ends.embed(&batch.ids, &[]).unwrap();
         let short = ends.loss_and_grad(h.clone(), &batch.targets[1..], &batch.weights).await;
         assert!(matches!(short, Err(ModelError::Shape { .. })));
         let masked: Vec<_> = batch.weights.iter().map(|row| vec![0.0; row.len()]).collect();
@@ -109,7 +109,7 @@ fn ids_and_shapes_that_do_not_fit_are_errors() {
         assert_eq!(loss, 0.0);
         assert!(common::values(grad).await.iter().all(|&g| g == 0.0));
         let mut stage = trained(&model, &golden, 0).await;
-        stage.forward(0, h.clone());
+        stage.forward(0, h.clone(), &[]);
         let wrong = stage.backward(0, h.narrow(1, 0, 2), true);
         assert!(matches!(wrong, Err(ModelError::Shape { .. })));
     });

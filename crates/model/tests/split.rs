@@ -99,7 +99,7 @@ fn the_first_stage_gives_its_input_gradient_when_asked() {
         for recompute in [false, true] {
             let lora = golden.pairs("lora");
             let mut stage = model.trainer(0..2, &lora, AdamW::default(), recompute).await;
-            let h = stage.forward(7, ends.embed(&batch.ids).unwrap());
+            let h = stage.forward(7, ends.embed(&batch.ids, &[]).unwrap(), &[]);
             let (_, grad) = ends.loss_and_grad(h, &batch.targets, &batch.weights).await.unwrap();
             let grad = stage.backward(7, grad, true).unwrap().unwrap();
             gradients.push(common::values(grad).await);

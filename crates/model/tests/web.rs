@@ -54,11 +54,11 @@ async fn matches_torch(device: Device) {
     }
     let blocks = model.all_blocks().await;
     let ids = &batch.ids[2];
-    let whole = blocks.forward(None, ends.embed(&[ids.clone()]).unwrap());
+    let whole = blocks.forward(None, ends.embed(&[ids.clone()], &[]).unwrap(), &[]);
     let mut cache = KvCache::new();
     let mut pieces = Vec::new();
     for piece in [&ids[..5], &ids[5..6], &ids[6..]] {
-        let h = ends.embed(&[piece.to_vec()]).unwrap();
+        let h = ends.embed(&[piece.to_vec()], &[]).unwrap();
         pieces.extend(values(blocks.forward_cached(None, h, &mut cache)).await);
     }
     assert!(relative(&pieces, &values(whole).await) < 1e-4);

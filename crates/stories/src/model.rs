@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use baton_formats::{Files, ModelConfig, TensorIndex, Tokenizer, write_safetensors};
-use baton_model::{AdamW, Blocks, Device, Ends, Pretrainer};
+use baton_model::{AdamW, Blocks, Device, Ends, Pretrainer, Storage};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -159,8 +159,10 @@ pub async fn loss(
 ) -> Result<f64> {
     let device = &baton_model::cpu();
     let index = TensorIndex::open(files, "model.safetensors").await?;
-    let ends = Ends::load(files, &index, config, device, |_| ()).await?;
-    let blocks = Blocks::load(files, &index, config, 0..config.num_hidden_layers, device, |_| ()).await?;
+    let ends = Ends::load(files, &index, config, Storage::F32, device, |_| ()).await?;
+    let blocks =
+        Blocks::load(files, &index, config, 0..config.num_hidden_layers, Storage::F32, device, |_| ())
+            .await?;
     // No seed that a model is trained with.
     let mut teller = Storyteller::new(u64::MAX, Purpose::Validation);
     let (mut sum, mut count) = (0.0, 0);
@@ -169,7 +171,7 @@ pub async fn loss(
         let (inputs, targets) = (ids[..ids.len() - 1].to_vec(), ids[1..].to_vec());
         count += targets.len();
         let weights = vec![1.0; targets.len()];
-        let h = blocks.forward(None, ends.embed(&[inputs])?);
+        let h = blocks.forward(None, ends.embed(&[inputs], &[])?, &[]);
         let (nll, _) = ends.loss_and_grad(h, &[targets], &[weights]).await?;
         sum += nll;
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use baton_formats::peft::LoraPair;
 use baton_formats::{MemoryFiles, ModelConfig, Projection, TensorIndex};
 use baton_model::{
-    AdamW, Blocks, Device, Ends, Lora, LoraSpec, ModelError, Tensor, Trainer, boundary_to_f32,
+    AdamW, Blocks, Device, Ends, Lora, LoraSpec, ModelError, Storage, Tensor, Trainer, boundary_to_f32,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -17,7 +17,7 @@ pub type Pairs = baton_model::Pairs;
 
 /// The adapters in the goldens: see scripts/golden_lora.py.
 pub fn spec() -> LoraSpec {
-    LoraSpec { rank: 2, alpha: 6.0, targets: Projection::ALL[..7].to_vec() }
+    LoraSpec::new(2, 6.0, Projection::ALL[..7].to_vec())
 }
 
 /// What the goldens call the projections, in the order of [`Projection::ALL`].
@@ -124,12 +124,21 @@ impl Model {
     }
 
     pub async fn ends(&self) -> Ends {
-        Ends::load(&self.files, &self.index, &self.config, &self.device, |_| ()).await.unwrap()
+        self.ends_in(Storage::F32).await
     }
 
     pub async fn blocks(&self, range: Range<usize>) -> Blocks {
+        self.blocks_in(range, Storage::F32).await
+    }
+
+    pub async fn ends_in(&self, storage: Storage) -> Ends {
         let (files, device) = (&self.files, &self.device);
-        Blocks::load(files, &self.index, &self.config, range, device, |_| ()).await.unwrap()
+        Ends::load(files, &self.index, &self.config, storage, device, |_| ()).await.unwrap()
+    }
+
+    pub async fn blocks_in(&self, range: Range<usize>, storage: Storage) -> Blocks {
+        let (files, device) = (&self.files, &self.device);
+        Blocks::load(files, &self.index, &self.config, range, storage, device, |_| ()).await.unwrap()
     }
 
     pub async fn all_blocks(&self) -> Blocks {
@@ -190,9 +199,9 @@ impl Batch {
 
 /// Forward and backward of one micro-batch through a pipeline of stages; gives the loss.
 pub async fn pass(ends: &Ends, stages: &mut [Trainer], batch: &Batch, key: u64) -> Result<f64, ModelError> {
-    let mut h = ends.embed(&batch.ids)?;
+    let mut h = ends.embed(&batch.ids, &[])?;
     for stage in stages.iter_mut() {
-        h = stage.forward(key, h);
+        h = stage.forward(key, h, &[]);
     }
     let (loss, mut grad) = ends.loss_and_grad(h, &batch.targets, &batch.weights).await?;
     for (i, stage) in stages.iter_mut().enumerate().rev() {
