@@ -11,6 +11,9 @@ use crate::files::{ChunkCache, Files, FilesError, Hash, check_name, sha256};
 /// The chunk size of the manifests made here: 1 MiB, so that a model of 2 GB is 2,000 requests and 64 KB of hashes.
 pub const CHUNK_SIZE: u32 = 1 << 20;
 
+/// How much is read at a time to make a manifest, in whole chunks: each read of a hub costs a round trip.
+const SPAN: u64 = 4 * CHUNK_SIZE as u64;
+
 /// The chunk sizes that a reader takes: it holds one or two chunks in memory, whoever chose their size.
 const CHUNK_SIZES: std::ops::RangeInclusive<u32> = 64 << 10..=4 << 20;
 
@@ -108,13 +111,17 @@ impl Manifest {
                 limit: MOST_CHUNKS * u64::from(CHUNK_SIZE),
             })?;
             let mut chunks = Vec::new();
-            for index in 0..count {
-                let range = chunk_range(index, CHUNK_SIZE, size);
-                let bytes = files.read(name, range).await?;
+            let mut at = 0;
+            while at < size {
+                let end = size.min(at.saturating_add(SPAN));
+                let bytes = files.read(name, at..end).await?;
                 on_bytes(bytes.len() as u64);
-                let hash = sha256(&bytes);
-                cache.put(&hash, &bytes).await;
-                chunks.push(hash);
+                for chunk in bytes.chunks(CHUNK_SIZE as usize) {
+                    let hash = sha256(chunk);
+                    cache.put(&hash, chunk).await;
+                    chunks.push(hash);
+                }
+                at = end;
             }
             manifest.files.push(ManifestFile { name: name.clone(), size, chunks });
         }
@@ -236,7 +243,7 @@ mod tests {
     fn files() -> (MemoryFiles, Vec<String>) {
         let mut files = MemoryFiles::new();
         files.insert("config.json", *b"{}");
-        files.insert("model.safetensors", vec![7; 2 * CHUNK_SIZE as usize + 5]);
+        files.insert("model.safetensors", vec![7; 6 * CHUNK_SIZE as usize + 5]);
         files.insert("empty", Vec::new());
         (files, ["config.json", "model.safetensors", "empty"].map(str::to_owned).to_vec())
     }
@@ -254,11 +261,12 @@ mod tests {
         assert_eq!(manifest.check(), Ok(()));
         assert_eq!(heard, manifest.size());
         assert_eq!(manifest.file("config.json").unwrap().chunks, [sha256(b"{}")]);
+        assert_eq!(manifest.file("model.safetensors").unwrap().chunks[..6], [sha256(&[7; 1 << 20]); 6]);
         assert_eq!(manifest.file("empty").unwrap().chunks, [[0; 32]; 0]);
         let chunk = u64::from(CHUNK_SIZE);
-        let (range, hash) = manifest.chunk("model.safetensors", 2).unwrap();
-        assert_eq!((range, *hash), (2 * chunk..2 * chunk + 5, sha256(&[7; 5])));
-        assert_eq!(manifest.chunk("model.safetensors", 3), None);
+        let (range, hash) = manifest.chunk("model.safetensors", 6).unwrap();
+        assert_eq!((range, *hash), (6 * chunk..6 * chunk + 5, sha256(&[7; 5])));
+        assert_eq!(manifest.chunk("model.safetensors", 7), None);
         assert_eq!(manifest.chunk("none", 0), None);
     }
 
@@ -304,7 +312,7 @@ mod tests {
         assert_eq!(with(|m| m.chunk_size = 0), ManifestError::ChunkSize { found: 0 });
         assert_eq!(with(|m| m.chunk_size = u32::MAX), ManifestError::ChunkSize { found: u32::MAX });
         assert!(matches!(with(|m| m.files[0].size = u64::MAX), ManifestError::Chunks { found: 1, .. }));
-        assert!(matches!(with(|m| m.files[1].chunks.truncate(2)), ManifestError::Chunks { expected: 3, .. }));
+        assert!(matches!(with(|m| m.files[1].chunks.truncate(2)), ManifestError::Chunks { expected: 7, .. }));
         assert!(matches!(with(|m| m.files[0].name = "../x".into()), ManifestError::BadName { .. }));
         assert!(matches!(with(|m| m.files[0].name = "empty".into()), ManifestError::Twice { .. }));
         assert_eq!(with(|m| m.files = vec![m.files[2].clone(); 1025]), ManifestError::Files { found: 1025 });

@@ -56,6 +56,8 @@ struct Known {
     version: Option<String>,
     /// Where the address redirects to, for as long as that answers: a hub counts how often it is asked.
     target: Option<String>,
+    /// The target is to be reached through the address only.
+    indirect: bool,
 }
 
 impl UrlFiles {
@@ -166,9 +168,13 @@ impl UrlFiles {
             let (answer, redirected) = match &known {
                 Some(target) => match fetch(target, ask, self.patience.answer).await {
                     Ok(answer) if !matches!(answer.status, 400..) => (answer, true),
-                    // It may have expired, or moved: the address itself knows.
-                    _ => {
-                        self.forget_target(name);
+                    // It may have expired, or moved: the address itself knows. One that gives no answer may not be open to
+                    // a page that comes straight to it, so it is not tried again.
+                    other => {
+                        self.know(name, |known| {
+                            known.target = None;
+                            known.indirect |= other.is_err();
+                        });
                         continue;
                     }
                 },
@@ -185,7 +191,7 @@ impl UrlFiles {
             if matches!(answer.status, 200 | 206) && !matches!(ask, Ask::Head) {
                 self.check_same(name, &answer)?;
                 let target = answer.target.clone().or(known);
-                self.know(name, |known| known.target = target);
+                self.know(name, |known| known.target = target.filter(|_| !known.indirect));
             }
             return Ok(answer);
         }
@@ -281,10 +287,6 @@ impl UrlFiles {
             state.known.clear();
         }
         learn(state.known.entry(name.to_owned()).or_default());
-    }
-
-    fn forget_target(&self, name: &str) {
-        self.know(name, |known| known.target = None);
     }
 
     fn cached(&self, name: &str) -> Option<Arc<Vec<u8>>> {
@@ -539,6 +541,32 @@ mod tests {
         let long = FilesError::Excess { name: "long".to_owned(), wanted: 10 };
         assert_eq!(block_on(files.read("long", 0..10)), Err(long));
         assert!(matches!(block_on(files.read("moved", 0..10)), Err(FilesError::WrongRange { .. })));
+    }
+
+    #[test]
+    fn a_target_that_is_not_open_to_all_is_reached_through_its_address() {
+        static ASKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let url = serve(|path, range| {
+            let mut asked = ASKED.lock().unwrap();
+            let straight = path == "/bytes" && asked.last().is_some_and(|last| last == "/bytes");
+            asked.push(path.to_owned());
+            match (path, range) {
+                _ if straight => ("nonsense".to_owned(), vec![]),
+                ("/bytes", Some((start, last))) => (
+                    format!("206 Partial Content\r\nContent-Range: bytes {start}-{last}/1000"),
+                    content()[start..=last].to_vec(),
+                ),
+                _ => ("302 Found\r\nLocation: /bytes\r\nContent-Length: 0".to_owned(), vec![]),
+            }
+        });
+        let files = UrlFiles::new(&url).unwrap();
+        for at in [0, 10, 20, 30] {
+            let range = at as usize..at as usize + 10;
+            assert_eq!(block_on(files.read("a.bin", at..at + 10)).unwrap(), content()[range]);
+        }
+        let [through, bytes] = ["/model/a.bin", "/bytes"];
+        let tried_once = [through, bytes, bytes, through, bytes, through, bytes, through, bytes];
+        assert_eq!(*ASKED.lock().unwrap(), tried_once);
     }
 
     #[test]
