@@ -161,3 +161,79 @@ pub fn lora_spec(settings: &Settings, config: &ModelConfig) -> Result<LoraSpec, 
 pub fn adamw(settings: &Settings) -> AdamW {
     AdamW { weight_decay: settings.weight_decay, ..AdamW::default() }
 }
+
+#[cfg(test)]
+#[cfg(not(target_arch = "wasm32"))]
+mod tests {
+    use super::*;
+    use baton_formats::{GgufValue, block_tensors, end_tensors, write_gguf};
+    use futures::executor::block_on;
+
+    fn lone(tokens: &[&str]) -> AnyFiles {
+        let text = |text: &str| GgufValue::String(text.to_owned());
+        let metadata = [
+            ("general.architecture", text("llama")),
+            ("llama.embedding_length", GgufValue::U32(8)),
+            ("llama.feed_forward_length", GgufValue::U32(12)),
+            ("llama.block_count", GgufValue::U32(1)),
+            ("llama.attention.head_count", GgufValue::U32(2)),
+            ("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(1e-5)),
+            ("llama.context_length", GgufValue::U32(64)),
+            ("tokenizer.ggml.model", text("llama")),
+            ("tokenizer.ggml.tokens", GgufValue::Strings(tokens.iter().collect())),
+            ("tokenizer.ggml.scores", GgufValue::Floats(vec![0.0; tokens.len()])),
+        ]
+        .map(|(key, value)| (key.to_owned(), value));
+        let (square, wide) = ([0.5; 64], [0.25; 96]);
+        let mut tensors = vec![
+            ("token_embd.weight", vec![4, 8], &square[..32]),
+            ("output_norm.weight", vec![8], &square[..8]),
+        ];
+        for name in ["attn_q", "attn_k", "attn_v", "attn_output"] {
+            tensors.push((name, vec![8, 8], &square[..]));
+        }
+        for (name, shape) in [("ffn_gate", [12, 8]), ("ffn_up", [12, 8]), ("ffn_down", [8, 12])] {
+            tensors.push((name, shape.to_vec(), &wide[..]));
+        }
+        for name in ["attn_norm", "ffn_norm"] {
+            tensors.push((name, vec![8], &square[..8]));
+        }
+        let tensors: Vec<_> = tensors
+            .into_iter()
+            .map(|(name, shape, values)| match name.contains('.') {
+                true => (name.to_owned(), shape, values),
+                false => (format!("blk.0.{name}.weight"), shape, values),
+            })
+            .collect();
+        let mut files = MemoryFiles::new();
+        files.insert("tiny.gguf", write_gguf(&metadata, &tensors).unwrap());
+        AnyFiles::Memory(files)
+    }
+
+    #[test]
+    fn a_gguf_file_that_stands_alone_is_a_model() {
+        let model = block_on(Model::open(lone(&["a", "b", "▁", "▁a"]))).unwrap();
+        assert_eq!((model.config.hidden_size, model.config.vocab_size), (8, 4));
+        assert!(model.config.tie_word_embeddings);
+        // What the stages read is the same config.
+        assert_eq!(ModelConfig::parse(model.config_text.as_bytes()).unwrap(), model.config);
+        assert_eq!(model.tokenizer.encode("ab").unwrap(), [3, 1]);
+        let shapes = block_tensors(&model.config, 0)
+            .into_iter()
+            .map(|spec| (spec.name().to_owned(), spec.file_shape()));
+        let ends =
+            end_tensors(&model.config).into_iter().map(|spec| (spec.name().to_owned(), spec.file_shape()));
+        let wanted: Vec<_> = shapes.chain(ends).collect();
+        let tensors = block_on(model.index.read_many_f32(&model.files, &wanted, |_| ())).unwrap();
+        assert_eq!(tensors.len(), 11);
+    }
+
+    #[test]
+    fn a_tokenizer_beside_the_file_is_the_one_that_counts() {
+        let AnyFiles::Memory(mut files) = lone(&["a", "b", "▁", "▁a"]) else { return };
+        files.insert("tokenizer.json", *b"{}");
+        assert!(matches!(block_on(Model::open(AnyFiles::Memory(files))), Err(EngineError::Tokenizer(_))));
+        let many = block_on(Model::open(lone(&["a", "b", "c", "d", "e"])));
+        assert!(matches!(many, Err(EngineError::VocabularyMismatch { tokens: 5, embeddings: 4 })));
+    }
+}

@@ -256,8 +256,8 @@ fn headers_that_lie_are_refused() {
     for (what, bytes) in [
         ("tensors", header(3, u64::MAX, 0, &[&pad])),
         ("keys", header(3, 0, 1 << 60, &[&pad])),
-        ("values in one list", header(3, 0, 1, &[&list(8, u64::MAX), &pad])),
-        ("values in one list", header(3, 0, 1, &[&list(4, 1 << 40), &pad])),
+        ("values in lists", header(3, 0, 1, &[&list(8, u64::MAX), &pad])),
+        ("values in lists", header(3, 0, 1, &[&list(4, 1 << 40), &pad])),
         ("bytes in one name or text", header(3, 0, 1, &[&key(8, &u64s(u64::MAX)), &pad])),
         ("bytes in one name or text", header(3, 0, 1, &[&u64s(1 << 20), &pad])),
     ] {
@@ -325,26 +325,17 @@ impl Files for Vast {
 }
 
 #[test]
-fn a_header_without_end_is_given_up_at_its_limit() {
-    // Four thousand keys of a list of a million numbers each: every length alone is possible.
-    let list = [9u32.to_le_bytes(), 4u32.to_le_bytes()].concat();
-    let first = [&string("k")[..], &list, &(1u64 << 20).to_le_bytes()].concat();
-    let head = header(3, 0, 4000, &[&first]);
-    let files = Counting::new(Vast { head, size: 1 << 40 });
-    let error = block_on(TensorIndex::open(&files, FILE)).unwrap_err();
-    // After the first list come zeros: keys without a name, of the kind 0, until one comes twice.
-    assert!(matches!(error, WeightsError::Header { .. }), "{error:?}");
-
-    let text = [&string("k")[..], &8u32.to_le_bytes(), &(65u64 << 20).to_le_bytes()].concat();
-    let files = Counting::new(Vast { head: header(3, 0, 1, &[&text]), size: 1 << 40 });
-    let error = block_on(TensorIndex::open(&files, FILE)).unwrap_err();
-    assert!(matches!(error, WeightsError::TooMany { .. }), "{error:?}");
-    let text = [&string("k")[..], &8u32.to_le_bytes(), &(64u64 << 20).to_le_bytes()].concat();
-    let files = Counting::new(Vast { head: header(3, 0, 1, &[&text]), size: 1 << 40 });
-    let error = block_on(TensorIndex::open(&files, FILE)).unwrap_err();
-    assert!(matches!(error, WeightsError::HeaderLength { limit, .. } if limit == 64 << 20), "{error:?}");
-    let read: u64 = files.take().iter().map(|range| range.end - range.start).sum();
-    assert!(read <= 128 << 10, "it was not fetched to find out: {read}");
+fn a_header_that_claims_too_much_is_given_up_unfetched() {
+    let claims = |kind: u32, length: u64| {
+        let first = [&string("k")[..], &kind.to_le_bytes(), &length.to_le_bytes()].concat();
+        let files = Counting::new(Vast { head: header(3, 0, 1, &[&first]), size: 1 << 40 });
+        let error = block_on(TensorIndex::open(&files, FILE)).unwrap_err();
+        let read: u64 = files.take().iter().map(|range| range.end - range.start).sum();
+        assert!(read <= 128 << 10, "{read}");
+        error
+    };
+    assert!(matches!(claims(8, 65 << 20), WeightsError::TooMany { .. }));
+    assert!(matches!(claims(8, 64 << 20), WeightsError::HeaderLength { limit, .. } if limit == 64 << 20));
 }
 
 #[test]
@@ -457,6 +448,52 @@ fn compare(original: &Tokenizer, rebuilt: &Tokenizer, texts: &[String]) {
             assert_eq!(rebuilt.decode(&ids, skip).unwrap(), original.decode(&ids, skip).unwrap(), "{text:?}");
         }
     }
+}
+
+#[test]
+fn the_name_of_the_words_decides_where_a_text_is_cut() {
+    let vocabulary = ["1", "2", "3", "4", "12", "123", "1234", "'", "S", "'S", "!", "Ċ", "!Ċ"];
+    let merges = ["1 2", "12 3", "123 4", "' S", "! Ċ"];
+    for (pre, words) in [
+        ("gpt-2", ["1234", "' S", "! Ċ"]),
+        ("default", ["1234", "' S", "! Ċ"]),
+        ("smollm", ["1 2 3 4", "' S", "! Ċ"]),
+        ("qwen2", ["1 2 3 4", "'S", "!Ċ"]),
+        ("llama-bpe", ["123 4", "'S", "!Ċ"]),
+    ] {
+        let tokenizer = rebuilt(vec![
+            ("model", text("gpt2")),
+            ("pre", text(pre)),
+            ("tokens", GgufValue::Strings(vocabulary.into_iter().collect())),
+            ("merges", GgufValue::Strings(merges.into_iter().collect())),
+        ]);
+        for (text, words) in ["1234", "'S", "!\n"].into_iter().zip(words) {
+            let ids = tokenizer.encode(text).unwrap();
+            let found: Vec<&str> = ids.iter().map(|id| vocabulary[*id as usize]).collect();
+            assert_eq!(found.join(" "), words, "{pre}");
+        }
+    }
+}
+
+#[test]
+fn a_token_stands_before_and_after_the_text_where_the_file_says_so() {
+    let with = |extra: &[(&'static str, GgufValue)]| {
+        let tokens = ["<s>", "</s>", "a", "▁", "▁a"];
+        let mut metadata = vec![
+            ("model", text("llama")),
+            ("tokens", GgufValue::Strings(tokens.into_iter().collect())),
+            ("token_type", GgufValue::Integers(vec![3, 3, 1, 1, 1])),
+            ("scores", GgufValue::Floats(vec![0.0, 0.0, -9.0, -9.0, -1.0])),
+            ("bos_token_id", GgufValue::U32(0)),
+            ("eos_token_id", GgufValue::U32(1)),
+        ];
+        metadata.extend(extra.iter().cloned());
+        rebuilt(metadata).encode("a").unwrap()
+    };
+    assert_eq!(with(&[]), [0, 4]);
+    assert_eq!(with(&[("add_bos_token", GgufValue::Bool(false))]), [4]);
+    assert_eq!(with(&[("add_eos_token", GgufValue::Bool(true))]), [0, 4, 1]);
+    assert_eq!(with(&[("add_space_prefix", GgufValue::Bool(false))]), [0, 2]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy does not see that the helpers are of tests")]
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use baton_formats::weights::{FETCH_LIMIT, PIECE_LIMIT};
 use baton_formats::{Files, FilesError, NumberFormat, SafetensorsWriter, TensorIndex, WeightsError};
@@ -59,9 +60,12 @@ impl Files for Made {
     }
 }
 
-/// The only test of this binary: another one beside it would be counted too.
+/// One test at a time: another one beside it would be counted too.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_tensor_of_64_mb_passes_through_in_pieces_and_is_never_held() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let numbers = 32 * MIB as u64;
     let files = Made::new(numbers);
     let index = block_on(TensorIndex::open(&files, FILE)).unwrap();
@@ -101,4 +105,48 @@ fn a_tensor_of_64_mb_passes_through_in_pieces_and_is_never_held() {
     });
     assert_eq!(written as u64, numbers);
     assert!(most <= fetch + PIECE_LIMIT + MIB / 4, "held {most} bytes");
+}
+
+/// A GGUF header of lists without end: each key is one list of 32 thousand bytes, of which each becomes a number.
+struct Lists;
+
+/// A key's length, its name of eight digits, and what a list of bytes begins with.
+const LIST: usize = 8 + 8 + 4 + 4 + 8;
+const BYTES: usize = 32 << 10;
+const START: usize = 24;
+
+impl Files for Lists {
+    async fn size(&self, _: &str) -> Result<u64, FilesError> {
+        Ok(1 << 40)
+    }
+
+    async fn read(&self, _: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
+        let mut start = b"GGUF".to_vec();
+        start.extend(3u32.to_le_bytes());
+        start.extend(0u64.to_le_bytes());
+        start.extend(4096u64.to_le_bytes());
+        let byte = |at: usize| {
+            let Some(at) = at.checked_sub(START) else { return start[at] };
+            let (list, within) = (at / (LIST + BYTES), at % (LIST + BYTES));
+            let mut key = 8u64.to_le_bytes().to_vec();
+            key.extend(format!("{list:08}").bytes());
+            key.extend([9u32.to_le_bytes(), 0u32.to_le_bytes()].concat());
+            key.extend((BYTES as u64).to_le_bytes());
+            key.get(within).copied().unwrap_or(1)
+        };
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        let mut bytes = Vec::with_capacity(range.len());
+        bytes.extend(range.map(byte));
+        Ok(bytes)
+    }
+}
+
+#[test]
+fn a_header_without_end_is_given_up_before_it_fills_the_memory() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let most = most_held(|| {
+        let error = block_on(TensorIndex::open(&Lists, "model.gguf")).unwrap_err();
+        assert!(matches!(error, WeightsError::TooMany { what: "values in lists", .. }), "{error}");
+    });
+    assert!(most <= 48 * MIB, "held {most} bytes");
 }

@@ -15,8 +15,9 @@ use crate::files::{Files, FilesError, read_all};
 
 /// The bytes that say how long the header is.
 pub(super) const LENGTH_BYTES: u64 = 8;
-/// The largest header that the safetensors library itself reads; also for all parts of a model together.
-const HEADER_LIMIT: u64 = 100_000_000;
+/// For all parts of a model together. The largest open models, of ninety thousand tensors, have 12 MB; a header takes
+/// several times its size when it is read.
+const HEADER_LIMIT: u64 = 32 << 20;
 /// The index of the largest open models (a trillion numbers) has 13 MB.
 const INDEX_LIMIT: u64 = 32 << 20;
 /// The largest open models have under two hundred parts.

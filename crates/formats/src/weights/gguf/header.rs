@@ -13,8 +13,9 @@ const HEADER_LIMIT: u64 = 64 << 20;
 const KEYS_LIMIT: u64 = 1 << 12;
 /// The largest open models have a few thousand tensors.
 const TENSORS_LIMIT: u64 = 1 << 16;
-/// The largest vocabularies have a quarter of a million tokens, and as many merges.
-const ARRAY_LIMIT: u64 = 1 << 21;
+/// In all lists together. The largest vocabularies have a quarter of a million tokens, each with a score and a kind, and
+/// half a million merges.
+const VALUES_LIMIT: u64 = 1 << 22;
 /// Four times what ggml itself has room for.
 const NAME_LIMIT: u64 = 256;
 /// ggml's `GGML_MAX_DIMS`.
@@ -45,7 +46,7 @@ pub(super) struct Tensor {
 
 impl Header {
     pub(super) async fn read(files: &impl Files, file: &FileSize) -> Result<Self, WeightsError> {
-        let mut reader = Reader { files, file, bytes: Vec::new(), at: 0, fetched: 0 };
+        let mut reader = Reader { files, file, bytes: Vec::new(), at: 0, fetched: 0, values: 0 };
         reader.take(4).await?;
         let version = reader.u32().await?;
         if !(2..=3).contains(&version) {
@@ -85,6 +86,8 @@ struct Reader<'a, F> {
     at: usize,
     /// How much of the file was fetched.
     fetched: u64,
+    /// How many values the lists so far have.
+    values: u64,
 }
 
 impl<F: Files> Reader<'_, F> {
@@ -225,7 +228,8 @@ impl<F: Files> Reader<'_, F> {
         if kind == 9 {
             return Err(self.wrong("a list is of lists, which no model needs".to_owned()));
         }
-        let length = self.count("values in one list", ARRAY_LIMIT).await?;
+        let length = self.count("values in lists", VALUES_LIMIT - self.values).await?;
+        self.values += length;
         if kind == 8 {
             let mut strings = Strings::default();
             for _ in 0..length {

@@ -15,6 +15,7 @@ mod tokenizer;
 mod value;
 mod write;
 
+pub use names::{InGguf, in_gguf, interleave_heads};
 pub use value::{GgufValue, Strings};
 pub use write::write_gguf;
 

@@ -145,7 +145,65 @@ pub(super) fn place(architecture: &str, name: &str) -> Option<Place> {
     Some(Place { name: format!("{path}.{kind}"), change })
 }
 
+/// A tensor in llama.cpp's words, for what is written for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InGguf {
+    /// Its name.
+    pub name: String,
+    /// Whether llama.cpp has the rows of each head in another order: [`interleave_heads`].
+    pub interleaved: bool,
+}
+
+/// What llama.cpp calls the tensor that Hugging Face calls `name` in a model of `architecture` (llama.cpp's word, as in
+/// `llama` or `qwen2`); `None` for one that it does not have.
+///
+/// `bert.` before the names of a BERT, and a missing `transformer.` before those of a GPT-2, make no difference.
+pub fn in_gguf(architecture: &str, name: &str) -> Option<InGguf> {
+    let names = names(architecture)?;
+    let (path, kind) = name.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind))?;
+    let path = path.strip_prefix("bert.").unwrap_or(path);
+    let find =
+        |table: Table, part: &str| table.iter().find(|(_, theirs)| *theirs == part).map(|(ours, _)| *ours);
+    let whole = ["", "transformer."].map(|prefix| format!("{prefix}{path}"));
+    let in_block = whole.iter().find_map(|path| {
+        let (block, part) = path.strip_prefix(names.blocks)?.strip_prefix('.')?.split_once('.')?;
+        Some(format!("blk.{block}.{}", find(names.block, part)?))
+    });
+    let ours =
+        in_block.or_else(|| whole.iter().find_map(|path| find(names.ends, path).map(str::to_owned)))?;
+    let name = format!("{ours}.{kind}");
+    let change = place(architecture, &name)?.change;
+    Some(InGguf { name, interleaved: matches!(change, Change::RotaryQuery | Change::RotaryKey) })
+}
+
+/// The rows of q or k (or of a LoRA's B for it) in llama.cpp's order: `values` is `[heads * head, columns]`, and within
+/// each head the row `j` of the first half comes to `2j`, that of the second half to `2j + 1` (`LlamaModel.permute`).
+///
+/// Values that make no heads of whole pairs of rows come back as they are.
+pub fn interleave_heads(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+    let columns = values.len().checked_div(rows).unwrap_or(0);
+    let head = rows.checked_div(heads).unwrap_or(0);
+    if columns == 0
+        || head < 2
+        || !head.is_multiple_of(2)
+        || head * heads != rows
+        || columns * rows != values.len()
+    {
+        return values.to_vec();
+    }
+    let mut ordered = Vec::with_capacity(values.len());
+    for head_values in values.chunks_exact(head * columns) {
+        let (first, second) = head_values.split_at(head / 2 * columns);
+        for (one, other) in first.chunks_exact(columns).zip(second.chunks_exact(columns)) {
+            ordered.extend_from_slice(one);
+            ordered.extend_from_slice(other);
+        }
+    }
+    ordered
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -183,6 +241,44 @@ mod tests {
             ("bert", "token_embd_norm.bias", "embeddings.LayerNorm.bias", Change::Nothing),
         ] {
             assert_eq!(found(architecture, name), Some((theirs.to_owned(), change)), "{architecture} {name}");
+        }
+    }
+
+    #[test]
+    fn a_name_comes_back_from_both_directions() {
+        for architecture in ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"] {
+            let names = names(architecture).unwrap();
+            let blocks = names.block.iter().map(|(ours, _)| format!("blk.17.{ours}.weight"));
+            for ours in blocks.chain(names.ends.iter().map(|(ours, _)| format!("{ours}.weight"))) {
+                let place = place(architecture, &ours).unwrap();
+                let back = in_gguf(architecture, &place.name).unwrap();
+                assert_eq!(back.name, ours);
+                assert_eq!(
+                    back.interleaved,
+                    architecture == "llama" && ours.contains("attn_") && {
+                        ours.ends_with("_q.weight") || ours.ends_with("_k.weight")
+                    }
+                );
+            }
+        }
+        let short = in_gguf("gpt2", "h.0.attn.c_attn.weight").unwrap();
+        assert_eq!(short.name, "blk.0.attn_qkv.weight");
+        let long = in_gguf("bert", "bert.encoder.layer.1.attention.self.key.bias").unwrap();
+        assert_eq!(long.name, "blk.1.attn_k.bias");
+        for name in ["model.layers.0.weight", "model.layers.0.mlp.weight", "weight", "", "lm_head"] {
+            assert_eq!(in_gguf("llama", name), None);
+        }
+    }
+
+    #[test]
+    fn the_halves_of_each_head_are_interleaved() {
+        // Two heads of four rows of two columns.
+        let values: Vec<f32> = (0..16u8).map(f32::from).collect();
+        let rows = [0, 2, 1, 3, 4, 6, 5, 7];
+        let expected: Vec<f32> = rows.iter().flat_map(|row| [values[2 * row], values[2 * row + 1]]).collect();
+        assert_eq!(interleave_heads(&values, 8, 2), expected);
+        for (rows, heads) in [(8, 0), (0, 2), (8, 3), (8, 8), (5, 1), (16, 32)] {
+            assert_eq!(interleave_heads(&values, rows, heads), values);
         }
     }
 

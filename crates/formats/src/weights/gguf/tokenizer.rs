@@ -89,7 +89,7 @@ impl Gguf {
         let pre = self.text("tokenizer.ggml.pre").unwrap_or("default");
         let (normalizer, pre_tokenizer) = match pre {
             "default" | "gpt-2" => (Value::Null, bytes(true)),
-            "llama-bpe" => (Value::Null, words(LLAMA3_WORDS)),
+            "llama-bpe" | "llama3" | "llama-v3" => (Value::Null, words(LLAMA3_WORDS)),
             "qwen2" => (json!({"type": "NFC"}), words(QWEN2_WORDS)),
             "smollm" => {
                 let digits = json!({"type": "Digits", "individual_digits": true});
@@ -97,7 +97,7 @@ impl Gguf {
             }
             other => return Err(self.unknown("cutting of text into words", other, KNOWN_WORDS)),
         };
-        let llama3 = pre == "llama-bpe";
+        let llama3 = matches!(pre, "llama-bpe" | "llama3" | "llama-v3");
         // The places that a converter filled up are of no token.
         let vocabulary = tokens.iter().filter(|token| token.kind != UNUSED);
         Ok(Parts {
