@@ -399,6 +399,31 @@ pub struct HeadState {
 const HEADER: usize = 8;
 
 impl HeadState {
+    /// A state that no step has touched, of parameters by the names that [`ClassifierHead::to_tensors`] gives them.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing, is of another size or holds NaN or infinity.
+    pub fn fresh(config: &ModelConfig, values: &BTreeMap<String, Vec<f32>>) -> Result<Self, ModelError> {
+        let parameter = |spec: &TensorSpec<HeadPart>| {
+            let value = values.get(spec.name());
+            let value = value.ok_or_else(|| ModelError::MissingTensor(spec.name().to_owned()))?.clone();
+            if value.len() as u64 != spec.elements() {
+                return Err(ModelError::Shape {
+                    what: "a tensor of the head",
+                    found: vec![value.len()],
+                    expected: spec.shape.clone(),
+                });
+            }
+            let zeros = vec![0.0; value.len()];
+            Ok((spec.part, [value, zeros.clone(), zeros]))
+        };
+        let parameters = head_tensors(config).iter().map(parameter).collect::<Result<_, ModelError>>()?;
+        let state = Self { step: 0, parameters };
+        state.check_finite()?;
+        Ok(state)
+    }
+
     /// How many bytes the state of a model's head takes.
     pub fn length(config: &ModelConfig) -> usize {
         let elements = |spec: &TensorSpec<HeadPart>| {

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses some of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+pub mod family;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,7 @@ pub fn golden_path(name: &str) -> PathBuf {
 }
 
 /// The tensors of a golden file, all as f64.
+#[derive(Clone)]
 pub struct Golden(BTreeMap<String, (Vec<usize>, Vec<f64>)>);
 
 impl Golden {
@@ -56,6 +59,10 @@ impl Golden {
 
     pub fn f32(&self, name: &str) -> Vec<f32> {
         self.0[name].1.iter().map(|&value| value as f32).collect()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     pub fn shape(&self, name: &str) -> &[usize] {
