@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use baton_formats::config::Classifier;
-use baton_formats::{Files, HeadPart, ModelConfig, TensorIndex, TensorSpec, head_tensors};
+use baton_formats::{Files, HeadPart, Label, ModelConfig, TensorIndex, TensorSpec, head_tensors};
 use baton_kernels::Storage;
 use burn::tensor::{Device, Tensor};
 use rand::SeedableRng;
@@ -14,15 +14,6 @@ use crate::load::{Reader, dims, plain};
 use crate::lora::checked_matrix;
 use crate::pretrain::normal;
 use crate::{AdamW, Ends, ModelError, Moments};
-
-/// What a sample is labelled with.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Label {
-    /// A class.
-    Class(u32),
-    /// A value.
-    Value(f32),
-}
 
 /// transformers' `initializer_range`: the deviation of a fresh head's weights.
 const DEVIATION: f64 = 0.02;

@@ -46,7 +46,7 @@ pub use device::webgpu;
 pub use device::{boundary_to_f32, cpu, f32_to_boundary};
 pub use ends::{Ends, end_bytes};
 pub use error::ModelError;
-pub use head::{ClassifierHead, HeadState, Label};
+pub use head::{ClassifierHead, HeadState};
 pub use lora::{Lora, LoraSpec, Pairs};
 pub use pretrain::Pretrainer;
 pub use sample::sample;

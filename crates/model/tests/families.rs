@@ -92,7 +92,7 @@ fn packed_weights_give_what_their_numbers_give() {
     block_on(async {
         for family in families().await {
             for (storage, bound) in
-                [(Storage::F32, 1e-9), (Storage::Bf16, 0.03), (Storage::Int8, 0.1), (Storage::Nf4, 1.0)]
+                [(Storage::F32, 1e-9), (Storage::Bf16, 0.015), (Storage::Int8, 0.04), (Storage::Nf4, 0.7)]
             {
                 family.packed_weights_match(storage, bound).await;
             }

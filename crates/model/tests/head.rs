@@ -6,8 +6,8 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use baton_formats::{MemoryFiles, ModelConfig, TensorIndex};
-use baton_model::{AdamW, ClassifierHead, Ends, HeadState, Label, ModelError, Storage, Tensor, cpu};
+use baton_formats::{Label, MemoryFiles, ModelConfig, TensorIndex};
+use baton_model::{AdamW, ClassifierHead, Ends, HeadState, ModelError, Storage, Tensor, cpu};
 use common::golden_path;
 use futures::executor::block_on;
 
