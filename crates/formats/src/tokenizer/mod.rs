@@ -1,5 +1,7 @@
 //! `tokenizer.json`: text to token ids and back, exactly as Hugging Face's own library does it.
 
+mod check;
+
 use std::ops::Range;
 
 use tokenizers::PostProcessor as _;
@@ -70,10 +72,18 @@ pub struct Framed {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
+    ///
+    /// Bounded are its size (64 MB), tokens and merges (2 million each), ids (below 2^24), added tokens (65,536), the nesting,
+    /// number and growth of the parts that change text, and the shape of their patterns; what these parts refer to is there.
+    ///
+    /// # Errors
+    ///
+    /// When it is too large, broken, or outside of these bounds.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         if json.len() > SIZE_LIMIT {
             return Err(TokenizerError::TooLarge { size: json.len(), limit: SIZE_LIMIT });
         }
+        check::check(json).map_err(|reason| TokenizerError::Invalid { reason })?;
         let invalid = |error: tokenizers::Error| TokenizerError::Invalid { reason: error.to_string() };
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
         inner.with_truncation(None).map_err(invalid)?;
