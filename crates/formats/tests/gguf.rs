@@ -120,7 +120,7 @@ fn a_tensor_is_read_in_the_same_order_whatever_the_pieces() {
         ("llama.attention.head_count".to_owned(), GgufValue::U32(40)),
     ];
     let shape = vec![heads * head, columns];
-    let tensors = [("blk.0.attn_q.weight".to_owned(), shape.clone(), values.as_slice())];
+    let tensors = [("blk.0.attn_q.weight".to_owned(), shape, values.as_slice())];
     let files = Counting::new(files(write_gguf(&metadata, &tensors).unwrap()));
     let index = block_on(TensorIndex::open(&files, FILE)).unwrap();
     files.take();

@@ -22,14 +22,6 @@ pub enum WeightsError {
         /// Its size in bytes.
         size: u64,
     },
-    /// More than this machine can address.
-    #[error("{name} has {size} bytes, more than a browser can address; choose a smaller model")]
-    TooLarge {
-        /// The file's name.
-        name: String,
-        /// Its size in bytes.
-        size: u64,
-    },
     /// The length of the header cannot be true.
     #[error(
         "{name} says that its header has {header} bytes, and at most {limit} are possible: \

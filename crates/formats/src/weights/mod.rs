@@ -114,9 +114,6 @@ impl FileSize {
         if size < safetensors::LENGTH_BYTES {
             return Err(WeightsError::TooShort { name: file.name, size });
         }
-        if usize::try_from(size).is_err() {
-            return Err(WeightsError::TooLarge { name: file.name, size });
-        }
         let start = files.read(name, 0..safetensors::LENGTH_BYTES).await?;
         let start: [u8; 8] = start.as_slice().try_into().map_err(|_| FilesError::Truncated {
             name: name.to_owned(),

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 
-use safetensors::tensor::Metadata;
+use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
@@ -50,23 +50,24 @@ impl Header {
         }
         let start = LENGTH_BYTES + header;
         let bytes = files.read(name, LENGTH_BYTES..start).await?;
-        let metadata: Metadata = serde_json::from_slice(&bytes)
-            .map_err(|error| WeightsError::Header { name: name.clone(), reason: error.to_string() })?;
-        let expected = start.saturating_add(metadata.data_len() as u64);
+        let wrong = |reason| WeightsError::Header { name: name.clone(), reason };
+        let Tensors(tensors) = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        drop(bytes);
+        let expected = start.saturating_add(data_length(&tensors).map_err(wrong)?);
         if size < expected {
             return Err(WeightsError::Truncated { name: name.clone(), expected, found: size });
         }
         if size > expected {
             return Err(WeightsError::TooLong { name: name.clone(), expected, found: size });
         }
-        let entries = metadata.tensors().into_iter().map(|(tensor, info)| {
+        let entries = tensors.into_iter().map(|(tensor, info)| {
             let (first, end) = info.data_offsets;
             let entry = TensorEntry {
                 name: tensor.clone(),
                 file: name.clone(),
                 format: NumberFormat::of_safetensors(info.dtype),
-                shape: info.shape.clone(),
-                range: start + first as u64..start + end as u64,
+                shape: info.shape,
+                range: start + first..start + end,
                 undo: Undo::Nothing,
             };
             (tensor, entry)
@@ -140,6 +141,73 @@ pub(super) async fn read_shards(
     match places.into_iter().find(|(tensor, _)| !entries.contains_key(tensor)) {
         Some((tensor, shard)) => Err(WeightsError::NotInShard { index: index.to_owned(), tensor, shard }),
         None => Ok((sizes, entries)),
+    }
+}
+
+/// A tensor as a header describes it. The library's own type has offsets of 32 bits in a browser, where files of
+/// 5 GB are read too: a device needs a few blocks of them.
+#[derive(Deserialize)]
+struct Info {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// From the beginning of the data.
+    data_offsets: (u64, u64),
+}
+
+/// How many bytes the tensors take. They must follow each other without holes and overlaps, and be as large as their
+/// shapes say.
+fn data_length(tensors: &BTreeMap<String, Info>) -> Result<u64, String> {
+    let mut sorted: Vec<_> = tensors.iter().collect();
+    sorted.sort_by_key(|(_, info)| info.data_offsets);
+    let mut reached = 0;
+    for (name, info) in sorted {
+        let (first, end) = info.data_offsets;
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize() as u64, |bits: u64, dimension| {
+            bits.checked_mul(*dimension as u64)
+        });
+        let bytes = bits.filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8);
+        if first != reached || end.checked_sub(first).is_none_or(|length| Some(length) != bytes) {
+            return Err(format!(
+                "the tensor {name} of shape {:?} in {} is at bytes {first} to {end}, and the one before ends at {reached}",
+                info.shape, info.dtype
+            ));
+        }
+        reached = end;
+    }
+    Ok(reached)
+}
+
+/// The header's members but `__metadata__`, which is checked and left out.
+struct Tensors(BTreeMap<String, Info>);
+
+impl<'de> Deserialize<'de> for Tensors {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = BTreeMap<String, Info>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+                let mut tensors = BTreeMap::new();
+                while let Some(name) = members.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        members.next_value::<BTreeMap<String, String>>()?;
+                        continue;
+                    }
+                    let info = members.next_value()?;
+                    if tensors.insert(name, info).is_some() {
+                        return Err(A::Error::custom("a tensor is listed twice"));
+                    }
+                }
+                Ok(tensors)
+            }
+        }
+
+        deserializer.deserialize_map(Members).map(Self)
     }
 }
 
