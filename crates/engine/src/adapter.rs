@@ -7,6 +7,7 @@ use baton_formats::{ModelConfig, Projection, zip};
 use baton_model::BlockState;
 use baton_protocol::message::BlockBytes;
 use baton_protocol::run::Settings;
+use std::collections::BTreeMap;
 
 /// The adapter that the states of all blocks make.
 ///
@@ -28,12 +29,10 @@ pub fn from_states<'a>(
         return Err(EngineError::NoStep);
     }
     let adapter = AdapterConfig {
-        r: spec.rank,
-        lora_alpha: spec.alpha,
-        target_modules: config.target_names(&spec.targets),
         base_model_name_or_path: base,
+        ..AdapterConfig::new(spec.rank, spec.alpha, config.target_names(&spec.targets))
     };
-    Ok(Adapter { config: adapter, weights })
+    Ok(Adapter { config: adapter, weights, head: BTreeMap::new() })
 }
 
 /// Checks states that came from another device.
@@ -60,6 +59,7 @@ pub fn to_states(
     config: &ModelConfig,
 ) -> Result<Vec<BlockBytes>, EngineError> {
     let spec = lora_spec(settings, config)?;
+    let adapter = adapter.clone().uniform(config)?;
     let differs = |what, found: String, wanted: String| {
         if found == wanted { Ok(()) } else { Err(EngineError::OtherAdapter { what, found, wanted }) }
     };

@@ -24,6 +24,7 @@ pub async fn generate(
     let blocks = Blocks::load(files, index, config, range.clone(), Storage::F32, device, |_| {}).await?;
     let lora = match adapter {
         Some(adapter) => {
+            let adapter = adapter.clone().uniform(config)?;
             let (rank, alpha) = (adapter.config.r, adapter.config.lora_alpha);
             let spec = LoraSpec::new(rank, alpha, adapter.config.projections(config)?);
             Some(Lora::from_pairs(config, &spec, range, &adapter.weights, device)?)

@@ -8,8 +8,10 @@ pub mod chat;
 pub mod config;
 pub mod dataset;
 pub mod files;
+pub mod gguf_adapter;
 pub mod layout;
 pub mod manifest;
+pub mod merge;
 pub mod metrics;
 pub mod peft;
 pub mod projection;
@@ -35,7 +37,7 @@ pub use files::{
 };
 pub use layout::{BlockPart, EndPart, HeadPart, Norm, TensorSpec, block_tensors, end_tensors, head_tensors};
 pub use manifest::{Manifest, ManifestError, ManifestFile};
-pub use peft::{Adapter, AdapterConfig, LoraPair, PeftError};
+pub use peft::{Adapter, AdapterConfig, LoraPair, PeftError, Targets};
 pub use projection::Projection;
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use weights::{

@@ -24,10 +24,8 @@ fn model() -> ModelConfig {
 
 fn config(targets: &[Projection]) -> AdapterConfig {
     AdapterConfig {
-        r: 3,
-        lora_alpha: 6.0,
-        target_modules: model().target_names(targets),
         base_model_name_or_path: Some("stories260k".to_owned()),
+        ..AdapterConfig::new(3, 6.0, model().target_names(targets))
     }
 }
 
@@ -50,7 +48,7 @@ fn adapter(targets: &[Projection]) -> Adapter {
             weights.insert((block, *projection), LoraPair { a: values(3 * input), b: values(out * 3) });
         }
     }
-    Adapter { config, weights }
+    Adapter { config, weights, head: BTreeMap::new() }
 }
 
 fn files((config, weights): (String, Vec<u8>)) -> MemoryFiles {
@@ -113,15 +111,12 @@ fn what_is_not_plain_lora_is_refused_by_name() {
         ("peft_type", json!("IA3")),
         ("peft_type", Value::Null),
         ("bias", json!("all")),
-        ("task_type", json!("SEQ_CLS")),
+        ("task_type", json!("SEQ_2_SEQ_LM")),
         ("use_dora", json!(true)),
-        ("use_rslora", json!(true)),
-        ("rank_pattern", json!({"q_proj": 4})),
-        ("alpha_pattern", json!({"q_proj": 4})),
         ("modules_to_save", json!(["lm_head"])),
         ("layers_to_transform", json!([0, 1])),
         ("init_lora_weights", json!("pissa_niter_4")),
-        ("target_modules", json!("all-linear")),
+        ("target_modules", Value::Null),
     ] {
         let mut config = golden.clone();
         config[field] = value.clone();
@@ -135,11 +130,24 @@ fn what_is_not_plain_lora_is_refused_by_name() {
     };
     assert_eq!(parse("r", json!(0)), Err(PeftError::Rank { r: 0, limit: 4096 }));
     assert_eq!(parse("lora_alpha", json!(-1)), Err(PeftError::Alpha { alpha: -1.0 }));
+    // As in PEFT: a name that the model does not have is no matter as long as another one has something.
+    let some = parse("target_modules", json!(["q_proj", "query"])).unwrap();
+    assert_eq!(some.projections(&model()).unwrap(), [Projection::Q]);
+    for (targets, named) in [(json!(["query", "_proj"]), "query, _proj"), (json!([]), "no module at all")] {
+        match parse("target_modules", targets).unwrap().projections(&model()) {
+            Err(PeftError::UnknownTarget { found, known }) => {
+                assert_eq!(found, named);
+                assert!(known.contains("gate_proj"), "{known}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     assert_eq!(
-        parse("target_modules", json!(["q_proj", "lm_head"])).unwrap().projections(&model()),
-        Err(PeftError::UnknownTarget { found: "lm_head".to_owned() })
+        parse("rank_pattern", json!({"q_proj": 100_000})),
+        Err(PeftError::Rank { r: 100_000, limit: 4096 })
     );
-    assert!(matches!(parse("target_modules", json!([])), Err(PeftError::UnknownTarget { .. })));
+    assert_eq!(parse("alpha_pattern", json!({"q_proj": -3})), Err(PeftError::Alpha { alpha: -3.0 }));
+    assert!(matches!(parse("rank_pattern", json!(["q_proj"])), Err(PeftError::Json { .. })));
     assert!(matches!(parse("r", json!("8")), Err(PeftError::Json { .. })));
     assert!(matches!(AdapterConfig::parse(b"[]"), Err(PeftError::Json { .. })));
     assert_eq!(parse("init_lora_weights", json!("gaussian")).unwrap().r, 2);
@@ -149,17 +157,17 @@ fn what_is_not_plain_lora_is_refused_by_name() {
 fn weights_that_do_not_belong_are_refused() {
     let whole = adapter(&[Projection::Q, Projection::V]);
     let (_, weights) = whole.to_files(&model()).unwrap();
-    let fewer = config(&[Projection::Q]).to_json().unwrap();
+    let fewer = config(&[Projection::Q]).to_json(&model()).unwrap();
     let error = block_on(Adapter::read(&files((fewer, weights.clone())), &model())).unwrap_err();
     assert!(matches!(error, PeftError::Unexpected { found } if found.contains("v_proj")));
 
-    let more = config(&[Projection::Q, Projection::V, Projection::Up]).to_json().unwrap();
+    let more = config(&[Projection::Q, Projection::V, Projection::Up]).to_json(&model()).unwrap();
     let error = block_on(Adapter::read(&files((more, weights.clone())), &model())).unwrap_err();
     assert!(
         matches!(error, PeftError::Weights(WeightsError::Missing { tensor, .. }) if tensor.contains("up_proj"))
     );
 
-    let rank = AdapterConfig { r: 4, ..whole.config }.to_json().unwrap();
+    let rank = AdapterConfig { r: 4, ..whole.config }.to_json(&model()).unwrap();
     let error = block_on(Adapter::read(&files((rank, weights)), &model())).unwrap_err();
     assert!(matches!(error, PeftError::Weights(WeightsError::WrongShape { .. })));
 }
@@ -191,4 +199,31 @@ fn an_adapter_that_is_not_whole_is_not_written() {
     let mut broken = whole;
     broken.weights.get_mut(&key).unwrap().a[7] = f32::INFINITY;
     assert!(matches!(broken.to_files(&model()), Err(PeftError::NotFinite { value: f32::INFINITY, .. })));
+}
+
+#[test]
+fn patterns_that_cannot_be_used_are_refused_before_they_cost_memory() {
+    let golden = std::fs::read(common::golden("peft_adapter/adapter_config.json")).unwrap();
+    let parse = |field: &str, value: Value| {
+        let mut config: Value = serde_json::from_slice(&golden).unwrap();
+        config[field] = value;
+        AdapterConfig::parse(config.to_string().as_bytes())
+    };
+    // A bracket that would close one put around it, one that is open, what no automaton does, and bombs.
+    let patterns =
+        ["q_proj)|(.*", "(q_proj", r"(?=q)q_proj", r"(\w{900}){900}", &format!("({})", "a|".repeat(4000))];
+    for pattern in patterns {
+        for (field, value) in [
+            ("target_modules", json!(pattern)),
+            ("rank_pattern", json!({ pattern: 4 })),
+            ("alpha_pattern", json!({ pattern: 4 })),
+        ] {
+            match parse(field, value) {
+                Err(PeftError::Pattern { field: found, .. }) => assert_eq!(found, field),
+                other => panic!("{field} {pattern}: {other:?}"),
+            }
+        }
+    }
+    let many: serde_json::Map<_, _> = (0..20_000).map(|at| (format!("q{at}"), json!(4))).collect();
+    assert!(matches!(parse("rank_pattern", json!(many)), Err(PeftError::Json { .. })));
 }

@@ -35,8 +35,7 @@ pub(crate) async fn adapter(config: &ModelConfig) -> Result<Adapter, ModelError>
             *b = 0.1 * (i as f32).sin();
         }
     }
-    let target_modules = config.target_names(&spec.targets);
-    let config =
-        AdapterConfig { r: spec.rank, lora_alpha: spec.alpha, target_modules, base_model_name_or_path: None };
-    Ok(Adapter { config, weights })
+    let names = config.target_names(&spec.targets);
+    let settings = AdapterConfig::new(spec.rank, spec.alpha, names);
+    Ok(Adapter { config: settings, weights, head: Default::default() })
 }
