@@ -1,12 +1,15 @@
 //! `baton`: the engine of the page in one native process, held to a contract so that runs can be compared.
 
+mod export;
 mod generate;
+mod merge;
 mod report;
 mod train;
 
 use anyhow::{Context, Result};
-use baton_engine::source::{AnyFiles, Model};
-use baton_formats::{DirFiles, UrlFiles};
+use baton_engine::source::{AnyFiles, CONFIG_FILE, Model};
+use baton_formats::peft::fitted;
+use baton_formats::{Adapter, DirFiles, ModelConfig, UrlFiles, read_all};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,6 +29,10 @@ enum Command {
     Train(train::Train),
     /// Write a continuation of a text.
     Generate(generate::Generate),
+    /// Work an adapter into its model's weights: a model of its own, in the Hugging Face layout.
+    Merge(merge::Merge),
+    /// Write an adapter as a GGUF file for llama.cpp.
+    ExportGguf(export::ExportGguf),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +40,8 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Train(train) => futures::executor::block_on(train.run()),
         Command::Generate(generate) => futures::executor::block_on(generate.run()),
+        Command::Merge(merge) => futures::executor::block_on(merge.run()),
+        Command::ExportGguf(export) => futures::executor::block_on(export.run()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,19 +54,40 @@ fn main() -> ExitCode {
 
 /// Opens a folder, or a URL or hub repository if there is no such folder.
 async fn open(model: &str) -> Result<Rc<Model>> {
-    let files = if Path::new(model).is_dir() {
-        AnyFiles::Dir(DirFiles::new(PathBuf::from(model)))
+    Model::open(open_files(model)?).await.with_context(|| unusable(model))
+}
+
+/// The files of a model, of which nothing is read.
+fn open_files(model: &str) -> Result<AnyFiles> {
+    if Path::new(model).is_dir() {
+        Ok(AnyFiles::Dir(DirFiles::new(PathBuf::from(model))))
     } else if model.contains("://") || !Path::new(model).exists() && is_repository(model) {
-        AnyFiles::Url(UrlFiles::new(model)?)
+        Ok(AnyFiles::Url(UrlFiles::new(model)?))
     } else {
         anyhow::bail!("{model} is neither a folder nor a URL: give the folder that holds config.json")
+    }
+}
+
+/// An adapter, and its model's config with the head that the adapter was trained with.
+async fn open_adapter(files: &AnyFiles, model: &str, folder: &Path) -> Result<(ModelConfig, Adapter)> {
+    let json = read_all(files, CONFIG_FILE, 1 << 20).await.with_context(|| unusable(model))?;
+    let config = ModelConfig::parse(&json).with_context(|| unusable(model))?;
+    let adapter_files = DirFiles::new(folder);
+    let adapter = async {
+        let config = fitted(&adapter_files, config).await?;
+        let adapter = Adapter::read(&adapter_files, &config).await?;
+        anyhow::Ok((config, adapter))
     };
+    adapter.await.with_context(|| format!("the adapter at {} cannot be used", folder.display()))
+}
+
+fn unusable(model: &str) -> String {
     let place = if Path::new(model).is_dir() {
         "the model in the folder"
     } else {
         "there is no such folder here, and as an address the model"
     };
-    Model::open(files).await.with_context(|| format!("{place} {model} cannot be used"))
+    format!("{place} {model} cannot be used")
 }
 
 /// `org/name`, and nothing that looks like a path.
