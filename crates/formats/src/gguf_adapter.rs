@@ -2,8 +2,7 @@
 
 use crate::config::{Architecture, ModelConfig};
 use crate::peft::{Adapter, PeftError};
-use crate::projection::Projection;
-use crate::weights::{GgufValue, write_gguf};
+use crate::weights::gguf::{GgufValue, InGguf, in_gguf, interleave_heads, write_gguf};
 
 /// The adapter as a GGUF file of f32: for every place `blk.N.<map>.weight.lora_a` `[rank, in]` and `.lora_b` `[out, rank]`.
 ///
@@ -31,18 +30,21 @@ pub fn to_gguf(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, PeftEr
     for place in adapter.config.places(model)? {
         let pair = adapter.pair(&place)?;
         let theirs = f64::from(alpha) / place.rank as f64;
-        let mut b = pair.b.clone();
-        if architecture == "llama" && matches!(place.projection, Projection::Q | Projection::K) {
-            b = interleaved(&b, place.rank, model.head_dim);
-        }
+        let weight = format!("{}.weight", place.path);
+        let InGguf { name, interleaved } = in_gguf(architecture, &weight)
+            .ok_or_else(|| PeftError::Unexpected { found: place.path.clone() })?;
+        let mut b = if interleaved {
+            interleave_heads(&pair.b, place.out, place.out / model.head_dim)
+        } else {
+            pair.b.clone()
+        };
         if theirs != place.scale {
             b.iter_mut().for_each(|value| *value = (f64::from(*value) * place.scale / theirs) as f32);
         }
-        owned.push((place, &pair.a, b));
+        owned.push((name, place, &pair.a, b));
     }
     let mut tensors = Vec::with_capacity(2 * owned.len());
-    for (place, a, b) in &owned {
-        let name = format!("blk.{}.{}.weight", place.block, map_name(place.projection));
+    for (name, place, a, b) in &owned {
         tensors.push((format!("{name}.lora_a"), vec![place.rank, place.input], a.as_slice()));
         tensors.push((format!("{name}.lora_b"), vec![place.out, place.rank], b.as_slice()));
     }
@@ -55,26 +57,4 @@ pub fn to_gguf(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, PeftEr
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
     Ok(write_gguf(&metadata, &tensors)?)
-}
-
-/// llama.cpp's name of a map (`gguf-py/gguf/constants.py`).
-fn map_name(projection: Projection) -> &'static str {
-    match projection {
-        Projection::Q => "attn_q",
-        Projection::K => "attn_k",
-        Projection::V => "attn_v",
-        Projection::Qkv => "attn_qkv",
-        Projection::O => "attn_output",
-        Projection::Gate => "ffn_gate",
-        Projection::Up => "ffn_up",
-        Projection::Down => "ffn_down",
-    }
-}
-
-/// The rows of queries or keys, `[head][half][pair]` in Hugging Face's files, as `[head][pair][half]`.
-fn interleaved(b: &[f32], rank: usize, head_dim: usize) -> Vec<f32> {
-    let rows: Vec<&[f32]> = b.chunks_exact(rank).collect();
-    let heads = rows.chunks_exact(head_dim).map(|head| head.split_at(head_dim / 2));
-    let pairs = heads.flat_map(|(first, second)| first.iter().zip(second));
-    pairs.flat_map(|(one, other)| one.iter().chain(*other)).copied().collect()
 }
