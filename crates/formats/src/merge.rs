@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Architecture, ConfigError, ModelConfig};
 use crate::files::Files;
-use crate::layout::{self, HeadPart};
+use crate::layout;
 use crate::peft::{Adapter, LoraPair, PeftError, Place};
 use crate::weights::{NumberFormat, SafetensorsWriter, TensorEntry, TensorIndex, WeightsError};
 
@@ -41,7 +41,7 @@ pub async fn merge<W: Write>(
         let file = "the model".to_owned();
         return Err(WeightsError::Missing { file, tensor: tensor.clone() }.into());
     }
-    let head = head(model, adapter)?;
+    let head = head(model, adapter);
     tensors.retain(|name, _| !head.contains_key(name));
     let own = |entry: &TensorEntry| match entry.format {
         NumberFormat::F16 | NumberFormat::Bf16 => entry.format,
@@ -52,14 +52,14 @@ pub async fn merge<W: Write>(
         .map(|(name, entry)| (name.clone(), format.unwrap_or_else(|| own(entry)), entry.shape.clone()))
         .collect();
     let wide = format.unwrap_or(NumberFormat::F32);
-    header.extend(head.iter().map(|(name, (shape, _))| (name.clone(), wide, shape.clone())));
+    header.extend(head.iter().map(|(name, tensor)| (name.clone(), wide, tensor.shape.clone())));
     header.sort_by(|(one, ..), (other, ..)| one.cmp(other));
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let mut writer = SafetensorsWriter::new(sink, header, &metadata)?;
     let order: Vec<String> = writer.order().map(str::to_owned).collect();
     for name in order {
-        if let Some((_, values)) = head.get(&name) {
-            writer.write(&name, values)?;
+        if let Some(tensor) = head.get(&name) {
+            writer.write(&name, tensor.values)?;
         } else if let Some(entry) = tensors.get(&name) {
             let mut update = match places.get(&name) {
                 Some(place) => Some(Update::new(place, adapter.pair(place)?, model.block.transposed)),
@@ -143,19 +143,19 @@ fn known<'a>(
     Ok(tensors)
 }
 
+/// A tensor of the adapter's head.
+struct HeadTensor<'a> {
+    shape: Vec<usize>,
+    values: &'a [f32],
+}
+
 /// The adapter's head by the names of the model's file.
-fn head<'a>(
-    model: &ModelConfig,
-    adapter: &'a Adapter,
-) -> Result<BTreeMap<String, (Vec<usize>, &'a [f32])>, PeftError> {
-    let mut head = BTreeMap::new();
-    for spec in layout::head_tensors(model) {
-        let part: HeadPart = spec.part;
-        if let Some(values) = adapter.head.get(&part) {
-            head.insert(spec.name().to_owned(), (spec.file_shape(), values.as_slice()));
-        }
-    }
-    Ok(head)
+fn head<'a>(model: &ModelConfig, adapter: &'a Adapter) -> BTreeMap<String, HeadTensor<'a>> {
+    let trained = layout::head_tensors(model).into_iter().filter_map(|spec| {
+        let values = adapter.head.get(&spec.part)?;
+        Some((spec.name().to_owned(), HeadTensor { shape: spec.file_shape(), values }))
+    });
+    trained.collect()
 }
 
 /// `s · BA` number by number in the order of a tensor's file; a row of it at a time.

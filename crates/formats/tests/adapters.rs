@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // clippy does not see that the helpers are of tests
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use baton_formats::gguf_adapter::to_gguf;
 use baton_formats::merge::{merge, merged_config};
@@ -38,14 +38,14 @@ fn golden_adapters() -> Vec<(PathBuf, PathBuf)> {
     adapters
 }
 
-fn config(folder: PathBuf) -> ModelConfig {
+fn config(folder: &Path) -> ModelConfig {
     ModelConfig::parse(&std::fs::read(folder.join("config.json")).unwrap()).unwrap()
 }
 
 /// A golden adapter, and its model with the head that the adapter was trained with.
 fn read(family: &str, adapter: &str) -> (ModelConfig, Adapter) {
     let files = DirFiles::new(families().join(family).join(adapter));
-    let model = block_on(fitted(&files, config(families().join(family)))).unwrap();
+    let model = block_on(fitted(&files, config(&families().join(family)))).unwrap();
     let adapter = block_on(Adapter::read(&files, &model)).unwrap();
     (model, adapter)
 }
@@ -77,7 +77,7 @@ fn updates(adapter: &Adapter, model: &ModelConfig) -> BTreeMap<String, Vec<f64>>
 fn every_familys_adapter_comes_back_bit_by_bit_with_the_same_settings() {
     for (model_folder, folder) in golden_adapters() {
         let files = DirFiles::new(&folder);
-        let model = block_on(fitted(&files, config(model_folder))).unwrap();
+        let model = block_on(fitted(&files, config(&model_folder))).unwrap();
         let adapter = block_on(Adapter::read(&files, &model)).unwrap();
         let (json, weights) = adapter.to_files(&model).unwrap();
         assert!(weights == std::fs::read(folder.join(WEIGHTS_FILE)).unwrap(), "{}", folder.display());
@@ -113,7 +113,7 @@ fn a_classifiers_head_is_read_with_its_adapter() {
 
     // The base's file knows nothing of the adapter's three classes.
     let files = DirFiles::new(families().join("bert/adapter"));
-    let bare = config(families().join("minilm"));
+    let bare = config(&families().join("minilm"));
     assert_eq!(bare.classifier().unwrap().outputs, 2);
     assert!(matches!(block_on(Adapter::read(&files, &bare)), Err(PeftError::Weights(_))));
     let model = block_on(fitted(&files, bare)).unwrap();
@@ -131,7 +131,7 @@ fn half_a_head_is_refused() {
     let mut short = whole.clone();
     short.head.get_mut(&HeadPart::Output).unwrap().pop();
     assert!(matches!(short.to_files(&model), Err(PeftError::WrongLength { expected: 96, found: 95, .. })));
-    let llama = config(families().join("llama2"));
+    let llama = config(&families().join("llama2"));
     let mut stray = read("llama2", "adapter").1;
     stray.head = whole.head;
     assert!(matches!(stray.to_files(&llama), Err(PeftError::Unexpected { .. })));
@@ -161,7 +161,7 @@ fn targets_ranks_and_scales_follow_pefts_rules() {
         assert_eq!(place.scale, alpha / (place.rank as f64).sqrt(), "{}", place.path);
     }
 
-    let bert = config(families().join("bert"));
+    let bert = config(&families().join("bert"));
     let on = |targets: Targets| {
         let places = AdapterConfig::new(2, 4.0, targets).places(&bert).unwrap();
         places.into_iter().map(|place| place.path).collect::<Vec<_>>()
