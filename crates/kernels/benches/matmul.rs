@@ -61,6 +61,23 @@ fn main() {
             );
         }
     }
+    packing(&device);
+}
+
+/// How long a matrix takes from its numbers to the device: what loading a model adds to reading it.
+fn packing(device: &Device) {
+    let [rows, columns] = [1024, 1024];
+    let values = numbers(rows * columns);
+    for storage in Storage::ALL {
+        let times = (0..20).map(|_| {
+            let values = values.clone();
+            let started = Instant::now();
+            black_box(FrozenMatrix::from_f32(storage, values, [rows, columns], device).unwrap());
+            started.elapsed()
+        });
+        let nanoseconds = times.min().unwrap_or_default().as_secs_f64() * 1e9 / values.len() as f64;
+        println!("packing {:<14} {nanoseconds:>19.2} ns a number", storage.name());
+    }
 }
 
 fn time(product: impl FnOnce() -> Tensor<2>) -> Duration {

@@ -10,12 +10,15 @@
 //! | int8 | 1.06 | q · scale, q in -127..=127, a scale for 32 numbers of a row (GGUF's Q8_0) |
 //! | nf4 | 0.53 | code\[q\] · scale, NF4's 16 codes, a scale for 64 numbers of a row (QLoRA, arXiv:2305.14314) |
 //!
-//! Burn's own quantisation does not do this: on the CPU it holds a byte for each number of any scheme and multiplies
-//! by unpacking the whole matrix; under autodiff the unpacked f32 matrix lives as long as the graph; and it has no NF4.
+//! Burn 0.22's own quantisation does not do this. On the CPU it holds a byte for each number of any scheme, multiplies by
+//! unpacking the whole matrix, and has no code books; under autodiff it unpacks on every backend, and the f32 matrix
+//! then lives as long as the graph.
 
 mod codec;
 mod cpu;
 mod error;
+#[cfg(feature = "webgpu")]
+mod gpu;
 mod matrix;
 mod ops;
 mod storage;

@@ -1,5 +1,7 @@
 //! The two operations as extensions of burn's backends, and the gradient of the product.
 
+#[cfg(feature = "webgpu")]
+use burn::backend::Cube;
 use burn::backend::Dispatch;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -10,6 +12,8 @@ use burn::backend::{Autodiff, AutodiffBackend, Backend, Flex, backend_extension}
 use burn::tensor::{Int, Tensor};
 
 use crate::cpu;
+#[cfg(feature = "webgpu")]
+use crate::gpu;
 use crate::storage::Layout;
 
 /// Which side of the matrix a product contracts.
@@ -32,7 +36,7 @@ impl Side {
 }
 
 /// What a backend has to bring. `packed` is `[rows, stride]`, as [`Layout`] says.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "webgpu"), Autodiff)]
 pub(crate) trait FrozenOps: Backend {
     /// The product of x with the matrix, or with its transpose.
     fn frozen_product(
@@ -58,6 +62,22 @@ impl FrozenOps for Flex {
 
     fn frozen_unpack(packed: IntTensor<Self>, layout: Layout) -> FloatTensor<Self> {
         cpu::unpack(&packed, layout)
+    }
+}
+
+#[cfg(feature = "webgpu")]
+impl FrozenOps for Cube {
+    fn frozen_product(
+        x: FloatTensor<Self>,
+        packed: IntTensor<Self>,
+        layout: Layout,
+        side: Side,
+    ) -> FloatTensor<Self> {
+        gpu::product(x, packed, layout, side)
+    }
+
+    fn frozen_unpack(packed: IntTensor<Self>, layout: Layout) -> FloatTensor<Self> {
+        gpu::unpack(packed, layout)
     }
 }
 
