@@ -15,6 +15,29 @@ use baton_model::{
 
 use super::{Golden, Pairs, all_gradients, pairs_relative, relative, values};
 
+/// The folders of golden/families, sorted.
+pub const NAMES: [&str; 19] = [
+    "bert",
+    "bert_hub",
+    "bert_regression",
+    "gemma3",
+    "gpt2",
+    "gpt2_hub",
+    "llama2",
+    "llama3",
+    "llama_bf16",
+    "llama_linear",
+    "llama_sharded",
+    "minilm",
+    "mistral",
+    "qwen2",
+    "qwen2_tied",
+    "qwen3",
+    "roberta",
+    "smollm2",
+    "tinyllama",
+];
+
 /// A model, the batch of its golden, and what comes of it.
 pub struct Family {
     pub name: String,
