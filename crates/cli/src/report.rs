@@ -1,5 +1,6 @@
 //! The figures of a run, as JSON.
 
+use baton_engine::evaluate::Judgement;
 use baton_protocol::coordinator::StepReport;
 use baton_protocol::run::Settings;
 use serde::Serialize;
@@ -13,6 +14,8 @@ pub(crate) struct Report {
     losses: Vec<f64>,
     grad_norms: Vec<f64>,
     lrs: Vec<f64>,
+    /// What the model was worth on the samples kept out of training.
+    judgements: Vec<Judged>,
     target_tokens: u64,
     seconds: f64,
     /// Target tokens a second, loading not counted.
@@ -23,6 +26,18 @@ pub(crate) struct Report {
     first: Option<(Duration, u32)>,
 }
 
+/// A judgement and when it was made.
+#[derive(Serialize)]
+struct Judged {
+    steps: u32,
+    loss: f64,
+    samples: usize,
+    accuracy: Option<f64>,
+    f1: Option<f64>,
+    pearson: Option<f64>,
+    spearman: Option<f64>,
+}
+
 impl Report {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
@@ -30,6 +45,7 @@ impl Report {
             losses: Vec::new(),
             grad_norms: Vec::new(),
             lrs: Vec::new(),
+            judgements: Vec::new(),
             target_tokens: 0,
             seconds: 0.0,
             tokens_per_second: 0.0,
@@ -56,6 +72,20 @@ impl Report {
                 rest as f64 / (since - first).as_secs_f64().max(1e-9)
             }
         };
+    }
+
+    /// Takes a judgement in.
+    pub(crate) fn judged(&mut self, steps: u32, judgement: &Judgement) {
+        let Judgement { loss, samples, classification, correlation } = *judgement;
+        self.judgements.push(Judged {
+            steps,
+            loss,
+            samples,
+            accuracy: classification.map(|classes| classes.accuracy),
+            f1: classification.map(|classes| classes.f1.unwrap_or(classes.f1_macro)),
+            pearson: correlation.and_then(|values| values.pearson),
+            spearman: correlation.and_then(|values| values.spearman),
+        });
     }
 
     pub(crate) fn tokens_per_second(&self) -> f64 {

@@ -2,17 +2,20 @@
 
 use crate::report::{Report, peak_memory};
 use anyhow::{Context, Result, bail};
-use baton_engine::host::HostEngine;
-use baton_engine::{adapter, alone};
+use baton_engine::adapter;
+use baton_engine::alone::{self, Told};
+use baton_engine::evaluate::Judgement;
+use baton_engine::host::{HostEngine, Requests};
+use baton_formats::config::ALL_LINEAR;
 use baton_formats::peft::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
-use baton_formats::{DirFiles, dataset};
+use baton_formats::{Dataset, DirFiles, Projection, dataset};
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::Start;
 use baton_protocol::run::{Backbone, LrSchedule, ModelSource, Settings};
 use clap::{Args, ValueEnum};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -22,9 +25,21 @@ pub(crate) struct Train {
     /// Folder of the model in the Hugging Face layout (or a URL, or org/name on the hub)
     #[arg(long)]
     model: String,
-    /// Text to train on: plain text (a sample a line) or .jsonl
+    /// Text to train on: plain text (a sample a line), jsonl, json, csv or tsv; for an encoder, labelled text
     #[arg(long)]
     data: PathBuf,
+    /// Text of the same form to judge the model by; instead of --validation
+    #[arg(long)]
+    validation_data: Option<PathBuf>,
+    /// Share of the samples that is kept out of training to judge the model by
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    validation: f64,
+    /// Steps between two judgements; 0 is before the first and after the last only
+    #[arg(long, default_value_t = 0)]
+    evaluate_every: u32,
+    /// How the frozen weights are kept in memory: f32, bf16, int8 or nf4
+    #[arg(long, default_value = "f32")]
+    backbone: Backbone,
     /// Folder for the adapter
     #[arg(long)]
     out: PathBuf,
@@ -46,8 +61,8 @@ pub(crate) struct Train {
     /// The adapter's output is scaled by alpha / rank
     #[arg(long, default_value_t = 16.0)]
     lora_alpha: f64,
-    /// Projections that get an adapter, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
+    /// Projections that get an adapter, separated by commas; all-linear is all of them [default: queries and values]
+    #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
     /// Peak learning rate [default: by the size of the model, 1.5e-2 for the smallest to 2e-4]
     #[arg(long, allow_negative_numbers = true)]
@@ -124,15 +139,19 @@ impl Train {
             recompute: self.recompute,
             // Nothing crosses to another device.
             boundary: Precision::F32,
-            backbone: Backbone::F32,
-            validation: 0.0,
-            evaluate_every: 0,
+            backbone: self.backbone,
+            validation: if self.validation_data.is_some() { 0.5 } else { self.validation },
+            evaluate_every: self.evaluate_every,
             sample_tokens: 0,
         }
     }
 
     pub(crate) async fn run(self) -> Result<()> {
         let mut settings = self.settings();
+        if settings.targets.is_empty() {
+            // Until the model is known.
+            settings.targets = vec![ALL_LINEAR.into()];
+        }
         settings.validate()?;
         // What cannot be written is better known before an hour of training than after.
         std::fs::create_dir_all(&self.out)
@@ -142,6 +161,13 @@ impl Train {
                 .with_context(|| format!("cannot write the report to {}", path.display()))?;
         }
         let model = crate::open(&self.model).await?;
+        if self.targets.is_empty() {
+            let default = |projection: &Projection| {
+                matches!(projection, Projection::Q | Projection::V | Projection::Qkv)
+            };
+            let projections: Vec<_> = model.config.projections().filter(default).collect();
+            settings.targets = model.config.target_names(&projections);
+        }
         baton_engine::source::lora_spec(&settings, &model.config)?;
         if self.lr.is_none() {
             settings.lr = Settings::suggested_lr(model.config.parameters());
@@ -153,35 +179,48 @@ impl Train {
                 settings.seq_len
             );
         }
-        let name = self.data.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes =
-            std::fs::read(&self.data).with_context(|| format!("cannot read {}", self.data.display()))?;
-        let text = dataset::parse(&name, &bytes)?;
-        let encoded = model.encode(&text, &settings)?;
+        let text = read(&self.data)?;
+        let validation = self.validation_data.as_deref().map(read).transpose()?;
+        let prepared = model.prepare(&text, validation.as_ref(), &settings)?;
+        let (encoded, run_config) = (&prepared.train, prepared.config.clone());
+        let learned = match run_config.classifier() {
+            Some(head) if head.regression => "to give a value for".to_owned(),
+            Some(head) => format!("to label with one of {} classes", head.outputs),
+            None => format!("with {} target tokens", encoded.targets()),
+        };
         eprintln!(
-            "{} samples, {} target tokens{}",
+            "{} samples {learned}{}{}",
             encoded.examples.len(),
-            encoded.targets(),
+            match prepared.validation.len() {
+                0 => String::new(),
+                count => format!("; {count} are kept out to judge the model by"),
+            },
             match encoded.truncated_tokens {
                 0 => String::new(),
-                cut => format!("; {cut} tokens beyond --seq-len {} are cut off", settings.seq_len),
+                cut => format!(
+                    "; {cut} tokens of {} samples beyond --seq-len {} are cut off",
+                    encoded.truncated_samples, settings.seq_len
+                ),
             }
         );
+        if let Some(reason) = &encoded.refusal {
+            eprintln!("note: {} conversations are left out: {reason}", encoded.refused);
+        }
         if settings.append_eos && model.config.eos_token_ids.is_empty() {
             eprintln!("note: the model's config.json names no end token, so --append-eos does nothing");
         }
         let states = match &self.init_adapter {
             Some(folder) => {
-                let adapter = Adapter::read(&DirFiles::new(folder), &model.config).await;
+                let adapter = Adapter::read(&DirFiles::new(folder), &run_config).await;
                 let adapter =
                     adapter.with_context(|| format!("the adapter at {} cannot be used", folder.display()))?;
-                adapter::to_states(&adapter, &settings, &model.config)?
+                adapter::to_states(&adapter, &settings, &run_config)?
             }
             None => Vec::new(),
         };
         let device = baton_model::cpu();
-        let texts = std::rc::Rc::default();
-        let engine = HostEngine::new(device, model.clone(), encoded.examples, settings.clone(), texts);
+        let requests = Requests::default();
+        let engine = HostEngine::new(device, model.clone(), prepared, settings.clone(), requests.clone());
         let blocks =
             u16::try_from(model.config.num_hidden_layers).context("the model has too many blocks")?;
         let config = model.config_text.clone();
@@ -192,7 +231,7 @@ impl Train {
             config,
             manifest: Vec::new(),
             states,
-            head: false,
+            head: engine.trains_head(),
         };
 
         let interrupted = Arc::new(AtomicBool::new(false));
@@ -208,7 +247,15 @@ impl Train {
         let mut report = Report::new(&settings);
         let began = Instant::now();
         let progress = std::io::stderr().is_terminal();
-        let outcome = alone::train(engine, start, |step| {
+        let outcome = alone::train(engine, start, &requests, |told| {
+            let step = match told {
+                Told::Step(step) => step,
+                Told::Judged(done, judgement) => {
+                    report.judged(done, judgement);
+                    eprintln!("{}{}", if progress { "\r\x1b[2K" } else { "" }, in_words(done, judgement));
+                    return ControlFlow::Continue(());
+                }
+            };
             report.step(step, began.elapsed());
             let done = step.step.0 + 1;
             if progress || done == 1 || done == settings.steps || done.is_multiple_of(10) {
@@ -238,8 +285,8 @@ impl Train {
             );
         }
         let base = (!self.model.contains("://")).then(|| self.model.clone());
-        let adapter = adapter::from_states(outcome.states.iter(), &settings, &model.config, base)?;
-        let (config, weights) = adapter.to_files(&model.config)?;
+        let adapter = adapter::from_states(outcome.states.iter(), &settings, &run_config, base)?;
+        let (config, weights) = adapter.to_files(&run_config)?;
         for (name, bytes) in [(CONFIG_FILE, config.as_bytes()), (WEIGHTS_FILE, weights.as_slice())] {
             let path = self.out.join(name);
             std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
@@ -258,4 +305,25 @@ impl Train {
         }
         Ok(())
     }
+}
+
+/// A data set from a file.
+fn read(path: &Path) -> Result<Dataset> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(dataset::parse(&name, &bytes)?)
+}
+
+/// A judgement as a line.
+fn in_words(done: u32, judgement: &Judgement) -> String {
+    let mut words = format!("after {done} steps: validation loss {:.4}", judgement.loss);
+    if let Some(classes) = &judgement.classification {
+        words += &format!(", accuracy {:.2} %", 100.0 * classes.accuracy);
+        words += &format!(", F1 {:.4}", classes.f1.unwrap_or(classes.f1_macro));
+    }
+    if let Some(values) = &judgement.correlation {
+        let shown = |value: Option<f64>| value.map_or("none".to_owned(), |value| format!("{value:.4}"));
+        words += &format!(", Pearson {}, Spearman {}", shown(values.pearson), shown(values.spearman));
+    }
+    words
 }

@@ -1,10 +1,11 @@
 //! Committed states as an adapter in PEFT's format, and an adapter as states to start from.
 
 use crate::error::EngineError;
+use crate::host::head_block;
 use crate::source::lora_spec;
 use baton_formats::peft::{Adapter, AdapterConfig};
-use baton_formats::{ModelConfig, Projection, zip};
-use baton_model::BlockState;
+use baton_formats::{HeadPart, ModelConfig, Projection, TensorSpec, head_tensors, zip};
+use baton_model::{BlockState, HeadState};
 use baton_protocol::message::BlockBytes;
 use baton_protocol::run::Settings;
 use std::collections::BTreeMap;
@@ -22,7 +23,14 @@ pub fn from_states<'a>(
 ) -> Result<Adapter, EngineError> {
     let spec = lora_spec(settings, config)?;
     let mut weights = baton_model::Pairs::new();
+    let mut head = BTreeMap::new();
     for state in states {
+        if state.block == head_block(config) {
+            let tensors = HeadState::from_bytes(config, &state.bytes)?.tensors(config);
+            let parts = head_tensors(config).into_iter().map(|tensor| tensor.part);
+            head = parts.zip(tensors.into_iter().map(|(.., values)| values)).collect();
+            continue;
+        }
         weights.extend(BlockState::from_bytes(&spec, config, &state.bytes)?.pairs());
     }
     if weights.is_empty() {
@@ -32,7 +40,7 @@ pub fn from_states<'a>(
         base_model_name_or_path: base,
         ..AdapterConfig::new(spec.rank, spec.alpha, config.target_names(&spec.targets))
     };
-    Ok(Adapter { config: adapter, weights, head: BTreeMap::new() })
+    Ok(Adapter { config: adapter, weights, head })
 }
 
 /// Checks states that came from another device.
@@ -43,6 +51,7 @@ pub fn from_states<'a>(
 pub fn check(states: &[BlockBytes], settings: &Settings, config: &ModelConfig) -> Result<(), EngineError> {
     let spec = lora_spec(settings, config)?;
     for state in states {
+        // A head is nobody's but the host's.
         BlockState::from_bytes(&spec, config, &state.bytes)?;
     }
     Ok(())
@@ -69,13 +78,20 @@ pub fn to_states(
     let names = |targets: &[Projection]| config.target_names(targets).join(", ");
     differs("targets", names(&targets), names(&spec.targets))?;
     let states = BlockState::fresh(&spec, config, &adapter.weights)?;
-    states
-        .into_iter()
-        .map(|state| {
-            let block = u16::try_from(state.block).map_err(|_| EngineError::NotLoaded)?;
-            Ok(BlockBytes { block, bytes: state.to_bytes() })
-        })
-        .collect()
+    let blocks = states.into_iter().map(|state| {
+        let block = u16::try_from(state.block).map_err(|_| EngineError::NotLoaded)?;
+        Ok(BlockBytes { block, bytes: state.to_bytes() })
+    });
+    let mut states = blocks.collect::<Result<Vec<_>, EngineError>>()?;
+    if !adapter.head.is_empty() {
+        let named = |tensor: TensorSpec<HeadPart>| {
+            Some((tensor.name().to_owned(), adapter.head.get(&tensor.part)?.clone()))
+        };
+        let values = head_tensors(config).into_iter().filter_map(named).collect();
+        let bytes = HeadState::fresh(config, &values)?.to_bytes();
+        states.push(BlockBytes { block: head_block(config), bytes });
+    }
+    Ok(states)
 }
 
 /// The adapter as one archive with a folder in it.

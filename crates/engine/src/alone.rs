@@ -1,6 +1,7 @@
 //! A run on one device without channels: the coordinator and its engine in a plain loop.
 
-use crate::host::HostEngine;
+use crate::evaluate::Judgement;
+use crate::host::{HostEngine, Requests};
 use baton_protocol::coordinator::{Coordinator, Event, Output, RunPhase, Start, StepReport};
 use baton_protocol::message::{BlockBytes, Device};
 use std::ops::ControlFlow;
@@ -9,7 +10,7 @@ use std::time::Instant;
 /// What a run leaves.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Adapters and moments of every block, as of the last complete step.
+    /// Adapters and moments of every block, and the head's, as of the last complete step.
     pub states: Vec<BlockBytes>,
     /// Complete steps.
     pub steps: u32,
@@ -17,31 +18,64 @@ pub struct Outcome {
     pub failed: Option<String>,
 }
 
-/// Trains; `on_step` hears each step and may end the run after it. What was complete before a failure is kept.
+/// What a run tells of itself.
+#[derive(Debug)]
+pub enum Told<'a> {
+    /// A step is complete.
+    Step(&'a StepReport),
+    /// The model was judged after so many steps.
+    Judged(u32, &'a Judgement),
+}
+
+/// Trains; `on_step` hears each step and each judgement, and may end the run after it. What was complete before a failure
+/// is kept. `requests` are those that the engine was made with.
 pub async fn train(
     mut engine: HostEngine,
     start: Start,
-    mut on_step: impl FnMut(&StepReport) -> ControlFlow<()>,
+    requests: &Requests,
+    mut on_step: impl FnMut(Told<'_>) -> ControlFlow<()>,
 ) -> Outcome {
     let clock = Instant::now();
     let device = Device { name: "this process".into(), backend: "CPU".into() };
+    let settings = start.settings.clone();
     let mut coordinator = Coordinator::new(device, clock.elapsed());
     coordinator.handle(Event::Start(Box::new(start)), clock.elapsed());
+    let begin = |coordinator: &mut Coordinator, done: u32| {
+        let wanted = requests.evaluation.borrow_mut().begin(done);
+        for request in wanted.clone() {
+            coordinator.handle(Event::Infer { request }, clock.elapsed());
+        }
+        !wanted.is_empty()
+    };
+    let mut judged_before = !settings.evaluates_after(0);
     while let Some(output) = coordinator.poll() {
         let event = match output {
             Output::Job(job) => match engine.run(job, |_, _| {}).await {
                 Ok(done) => Some(Event::Done(done)),
                 Err(error) => Some(Event::JobFailed { reason: error.in_words() }),
             },
-            Output::Loaded => Some(Event::Resume),
-            Output::Evaluate { .. } => Some(Event::Evaluated),
-            Output::Committed(report) => match on_step(&report) {
+            Output::Loaded => {
+                let begun = !std::mem::replace(&mut judged_before, true) && begin(&mut coordinator, 0);
+                (!begun).then_some(Event::Resume)
+            }
+            Output::Evaluate { done } => (!begin(&mut coordinator, done.0)).then_some(Event::Evaluated),
+            Output::Committed(report) => match on_step(Told::Step(&report)) {
                 ControlFlow::Continue(()) => None,
                 ControlFlow::Break(()) => Some(Event::Stop),
             },
-            Output::Send { .. } | Output::Disconnect { .. } | Output::Inferred { .. } | Output::Changed => {
-                None
+            Output::Inferred { .. } => {
+                let over = requests.evaluation.borrow_mut().over();
+                over.map(|(done, judgement)| {
+                    let told = judgement.map(|judgement| on_step(Told::Judged(done, &judgement)));
+                    match (told, done) {
+                        (Some(ControlFlow::Break(())), _) => Event::Stop,
+                        // Nothing was let go before the first judgement.
+                        (_, 0) => Event::Resume,
+                        _ => Event::Evaluated,
+                    }
+                })
             }
+            Output::Send { .. } | Output::Disconnect { .. } | Output::Changed => None,
         };
         if let Some(event) = event {
             coordinator.handle(event, clock.elapsed());

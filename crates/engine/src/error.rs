@@ -1,6 +1,8 @@
 //! What can go wrong in an engine, in words that a page can show.
 
-use baton_formats::{ConfigError, DatasetError, FilesError, PeftError, TokenizerError, WeightsError};
+use baton_formats::{
+    ChatError, ConfigError, DatasetError, FilesError, ManifestError, PeftError, TokenizerError, WeightsError,
+};
 use baton_model::ModelError;
 use baton_protocol::codec::CodecError;
 use baton_protocol::ids::Step;
@@ -11,6 +13,15 @@ pub enum EngineError {
     /// A file of the model could not be read.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// What the model's files are said to be does not hold together.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// What the model's files are said to be cannot be read.
+    #[error("the host's {length} bytes on the model's files cannot be read: reload the page on both devices")]
+    ManifestBytes {
+        /// How many bytes came.
+        length: usize,
+    },
     /// The model's `config.json` is not one that can be trained.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -23,6 +34,21 @@ pub enum EngineError {
     /// The text is not in order.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
+    /// The model's chat template is not in order.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// A model that labels texts, and a text without labels.
+    #[error(
+        "this model labels texts and does not write any, and this text has no labels: choose a data set with a label \
+         column, or a model that writes"
+    )]
+    NoLabels,
+    /// Labels to judge by that the head does not give.
+    #[error("the samples to judge by have other labels than those to train on; give both the same")]
+    OtherLabels,
+    /// A text was asked of a model that writes none.
+    #[error("this model labels texts and writes none: there is nothing to chat with")]
+    NoWriter,
     /// An adapter is not in order.
     #[error(transparent)]
     Peft(#[from] PeftError),
@@ -96,7 +122,11 @@ pub enum EngineError {
 impl EngineError {
     /// Whether the numbers that were computed are infinite or not a number.
     pub fn is_divergence(&self) -> bool {
-        matches!(self, Self::Codec(CodecError::NotFinite { .. }) | Self::Model(ModelError::StateNotFinite(_)))
+        matches!(
+            self,
+            Self::Codec(CodecError::NotFinite { .. })
+                | Self::Model(ModelError::StateNotFinite(_) | ModelError::HeadNotFinite)
+        )
     }
 
     /// What a person is told of an error that ended a run.

@@ -1,43 +1,95 @@
-//! The engine behind the coordinator's jobs: the ends, the text, and the blocks of a host that trains alone.
+//! The engine behind the coordinator's jobs: the ends, the text, the head, and the blocks of a host that trains alone.
 
-use crate::batches::{Batches, MicroBatchData};
+use crate::batches::{Aim, Batches, MicroBatchData};
+use crate::cache::AnyCache;
 use crate::error::EngineError;
-use crate::source::Model;
+use crate::evaluate::Evaluation;
+use crate::node::ModelFiles;
+use crate::source::{Model, Prepared, adamw, storage};
 use crate::stage::{Most, Part, receive, send};
 use crate::texts::Texts;
-use baton_formats::{Example, end_tensors};
-use baton_model::{Device, Ends, Storage, Tensor};
-use baton_protocol::codec::Precision;
+use baton_formats::files::FilesSource;
+use baton_formats::{Files, Label, Manifest, ModelConfig, VerifiedFiles, end_tensors};
+use baton_model::{ClassifierHead, Device, Ends, HeadState, Tensor};
+use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{Done, Job};
 use baton_protocol::ids::{MicroBatch, Step};
+use baton_protocol::message::BlockBytes;
 use baton_protocol::run::Settings;
 use std::cell::RefCell;
 use std::rc::Rc;
+
+/// What is asked for outside of training, shared with who asks.
+#[derive(Clone, Default)]
+pub struct Requests {
+    /// Texts that the model writes.
+    pub texts: Rc<RefCell<Texts>>,
+    /// Samples that it is judged by.
+    pub evaluation: Rc<RefCell<Evaluation>>,
+}
 
 /// The engine of a host.
 pub struct HostEngine {
     device: Device,
     model: Rc<Model>,
+    /// The model's, with the head that the text asks for.
+    config: ModelConfig,
     settings: Settings,
     batches: Batches,
-    texts: Rc<RefCell<Texts>>,
+    requests: Requests,
     ends: Option<Ends>,
+    head: Option<ClassifierHead>,
     /// The blocks, if no other device has them.
     part: Option<Part>,
+    /// The model's files, checked piece by piece.
+    checked: Option<VerifiedFiles<FilesSource<ModelFiles>, AnyCache>>,
 }
 
 impl HostEngine {
-    /// An engine that has read nothing yet. `examples` are the text as [`Model::encode`] makes them.
+    /// An engine that has read nothing yet. `text` is as [`Model::prepare`] makes it; what is to be judged goes to
+    /// `requests`.
     pub fn new(
         device: Device,
         model: Rc<Model>,
-        examples: Vec<Example>,
+        text: Prepared,
         settings: Settings,
-        texts: Rc<RefCell<Texts>>,
+        requests: Requests,
     ) -> Self {
         let shuffle = settings.shuffle.then_some(settings.seed);
-        let batches = Batches::new(examples, settings.batch_size, settings.micro_batches, shuffle);
-        Self { device, model, settings, batches, texts, ends: None, part: None }
+        let batches = Batches::new(text.train.examples, settings.batch_size, settings.micro_batches, shuffle);
+        let size = usize::try_from(settings.batch_size)
+            .unwrap_or(usize::MAX)
+            .div_ceil(usize::from(settings.micro_batches).max(1));
+        *requests.evaluation.borrow_mut() = Evaluation::new(MicroBatchData::all(&text.validation, size));
+        let config = text.config;
+        Self {
+            device,
+            model,
+            config,
+            settings,
+            batches,
+            requests,
+            ends: None,
+            head: None,
+            part: None,
+            checked: None,
+        }
+    }
+
+    /// Has what is read checked against a manifest of the model's files, and kept in `cache`.
+    ///
+    /// # Errors
+    ///
+    /// When the manifest does not hold together.
+    pub fn check_files(&mut self, manifest: Manifest, cache: AnyCache) -> Result<(), EngineError> {
+        let source = FilesSource::new(ModelFiles(self.model.clone()), &manifest);
+        self.checked = Some(VerifiedFiles::new(manifest, vec![source], cache)?);
+        Ok(())
+    }
+
+    /// Whether a head is trained here.
+    pub fn trains_head(&self) -> bool {
+        self.config.classifier().is_some()
     }
 
     /// Runs a job; `on_progress` hears bytes of bytes while it loads.
@@ -53,54 +105,115 @@ impl HostEngine {
             }
             Job::Front { step, micro_batch } => {
                 let data = self.data(step, micro_batch)?;
-                let mut h = self.ends()?.embed(&data.ids, &[])?;
-                if let Some(part) = &mut self.part {
-                    h = part.forward(micro_batch.0, h);
-                }
-                Ok(Done::Front(send(h, self.precision()).await?))
+                let h = self.ends()?.embed(&data.ids, &data.type_ids)?;
+                let h = match &mut self.part {
+                    Some(part) => part.forward(micro_batch.0, h, data.lengths()),
+                    None => h,
+                };
+                Ok(Done::Front(send(h, data.lengths(), self.precision()).await?))
             }
             Job::Head { step, micro_batch, tensor } => {
                 let data = self.data(step, micro_batch)?;
-                let h = receive(
-                    &tensor,
-                    &self.model.config,
-                    Most::new(&self.settings, &self.model.config),
-                    &self.device,
-                )?;
-                let (loss, grad) = self.ends()?.loss_and_grad(h, &data.targets, &data.weights).await?;
-                let grad = send(grad, self.precision()).await?;
+                let h = self.receive(&tensor)?;
+                let ends = self.ends.as_ref().ok_or(EngineError::NotLoaded)?;
+                let (loss, grad) = match &data.aim {
+                    Aim::Tokens { targets, weights } => ends.loss_and_grad(h, targets, weights).await?,
+                    Aim::Labels { labels, weight, .. } => {
+                        let head = self.head.as_mut().ok_or(EngineError::NotLoaded)?;
+                        let (loss, grad, _) = head.loss_and_grad(h, ends, labels, *weight).await?;
+                        (loss, grad)
+                    }
+                };
+                let grad = send(grad, &[], self.precision()).await?;
                 Ok(Done::Head { loss, tokens: data.tokens, grad })
             }
             Job::BackFront { micro_batch, tensor } => {
                 let part = self.part.as_mut().ok_or(EngineError::NotLoaded)?;
-                let grad = part.receive(&tensor)?;
+                let (grad, _) = part.receive(&tensor)?;
                 part.backward(micro_batch.0, grad, false)?;
                 Ok(Done::BackFront)
             }
-            Job::GradNorm => Ok(Done::GradNorm(self.part()?.grad_sum_of_squares().await?)),
-            Job::Apply { lr, scale } => Ok(Done::Apply(self.part()?.apply(lr, scale).await?)),
-            Job::InferFront { request } => {
-                let ids = self.texts.borrow().get(request).map(|text| text.ids().to_vec());
-                let mut h = self.ends()?.embed(&[ids.ok_or(EngineError::NotLoaded)?], &[])?;
+            Job::GradNorm => {
+                let mut sum = 0.0;
                 if let Some(part) = &self.part {
-                    h = part.infer(h);
+                    sum += part.grad_sum_of_squares().await?;
                 }
-                Ok(Done::InferFront(send(h, Precision::F32).await?))
+                if let Some(head) = &self.head {
+                    sum += head.grad_sum_of_squares().await?;
+                }
+                Ok(Done::GradNorm(sum))
+            }
+            Job::Apply { lr, scale } => {
+                let mut states = match &mut self.part {
+                    Some(part) => part.apply(lr, scale).await?,
+                    None => Vec::new(),
+                };
+                if let Some(head) = &mut self.head {
+                    head.apply(lr, scale);
+                    let state = head.state().await?;
+                    state.check_finite()?;
+                    states.push(BlockBytes { block: head_block(&self.config), bytes: state.to_bytes() });
+                }
+                Ok(Done::Apply(states))
+            }
+            Job::InferFront { request } => {
+                let (ids, type_ids, lengths) = self.request(request)?;
+                let h = self.ends()?.embed(&ids, &type_ids)?;
+                let h = match &self.part {
+                    Some(part) => part.infer(h, &lengths),
+                    None => h,
+                };
+                Ok(Done::InferFront(send(h, &lengths, Precision::F32).await?))
             }
             Job::InferHead { request, tensor } => {
-                let h: Tensor<3> = receive(
-                    &tensor,
-                    &self.model.config,
-                    Most::new(&self.settings, &self.model.config),
-                    &self.device,
-                )?;
-                let logits = self.ends()?.logits_last(h).await?;
-                let mut texts = self.texts.borrow_mut();
-                let text = texts.get_mut(request).ok_or(EngineError::NotLoaded)?;
-                text.push(&logits);
-                Ok(Done::InferHead { done: text.is_done(&self.model) })
+                let h = self.receive(&tensor)?;
+                let done = if Evaluation::is_request(request) {
+                    self.judge(request, h).await?;
+                    true
+                } else {
+                    let logits = self.ends()?.logits_last(h).await?;
+                    let mut texts = self.requests.texts.borrow_mut();
+                    let text = texts.get_mut(request).ok_or(EngineError::NotLoaded)?;
+                    text.push(&logits);
+                    text.is_done(&self.model)
+                };
+                Ok(Done::InferHead { done })
             }
         }
+    }
+
+    /// What is not trained on passes the model once. h: `[batch, time, hidden]`, what left the last block
+    async fn judge(&self, request: u32, h: Tensor<3>) -> Result<(), EngineError> {
+        let data = self.requests.evaluation.borrow().batch(request).cloned().ok_or(EngineError::NotLoaded)?;
+        let ends = self.ends()?;
+        let (loss, predictions) = match &data.aim {
+            Aim::Tokens { targets, weights } => (ends.loss(h, targets, weights).await?, Vec::new()),
+            Aim::Labels { labels, weight, .. } => {
+                let head = self.head.as_ref().ok_or(EngineError::NotLoaded)?;
+                head.loss(h, ends, labels, *weight).await?
+            }
+        };
+        self.requests.evaluation.borrow_mut().add(request, loss, predictions);
+        Ok(())
+    }
+
+    /// Tokens, types and lengths of what is asked for outside of training.
+    #[expect(clippy::type_complexity, reason = "what `embed` and the blocks take")]
+    fn request(&self, request: u32) -> Result<(Vec<Vec<u32>>, Vec<Vec<u32>>, Vec<usize>), EngineError> {
+        if Evaluation::is_request(request) {
+            let evaluation = self.requests.evaluation.borrow();
+            let data = evaluation.batch(request).ok_or(EngineError::NotLoaded)?;
+            return Ok((data.ids.clone(), data.type_ids.clone(), data.lengths().to_vec()));
+        }
+        let texts = self.requests.texts.borrow();
+        let ids = texts.get(request).ok_or(EngineError::NotLoaded)?.ids().to_vec();
+        Ok((vec![ids], Vec::new(), Vec::new()))
+    }
+
+    /// A boundary that came back from the blocks: `[batch, time, hidden]`.
+    fn receive(&self, tensor: &Boundary) -> Result<Tensor<3>, EngineError> {
+        let most = Most::new(&self.settings, &self.config);
+        Ok(receive(tensor, &self.config, most, &self.device)?.0)
     }
 
     /// What stays on this device is not rounded.
@@ -116,22 +229,36 @@ impl HostEngine {
         self.ends.as_ref().ok_or(EngineError::NotLoaded)
     }
 
-    fn part(&mut self) -> Result<&mut Part, EngineError> {
-        self.part.as_mut().ok_or(EngineError::NotLoaded)
-    }
-
     async fn load(
         &mut self,
         blocks: std::ops::Range<u16>,
-        states: &[baton_protocol::message::BlockBytes],
+        states: &[BlockBytes],
+        on_progress: impl FnMut(u64, u64),
+    ) -> Result<(), EngineError> {
+        match self.checked.take() {
+            Some(files) => {
+                let loaded = self.load_from(&files, blocks, states, on_progress).await;
+                self.checked = Some(files);
+                loaded
+            }
+            None => {
+                let model = self.model.clone();
+                self.load_from(&model.files, blocks, states, on_progress).await
+            }
+        }
+    }
+
+    async fn load_from(
+        &mut self,
+        files: &impl Files,
+        blocks: std::ops::Range<u16>,
+        states: &[BlockBytes],
         mut on_progress: impl FnMut(u64, u64),
     ) -> Result<(), EngineError> {
-        let Model { files, config, index, .. } = &*self.model;
+        let (index, config) = (&self.model.index, &self.config);
+        let (settings, device, storage) = (&self.settings, &self.device, storage(&self.settings));
         let ends = end_tensors(config);
-        let ends = ends
-            .iter()
-            .filter_map(|tensor| index.get(tensor.name()))
-            .map(|entry| entry.range.end - entry.range.start);
+        let ends = ends.iter().filter_map(|tensor| index.find(&tensor.names)).map(|entry| entry.bytes());
         let total = ends.sum::<u64>() + Part::bytes(index, config, blocks.clone());
         let mut loaded = 0;
         let mut on_bytes = |bytes| {
@@ -139,16 +266,41 @@ impl HostEngine {
             on_progress(loaded, total);
         };
         if self.ends.is_none() {
-            self.ends =
-                Some(Ends::load(files, index, config, Storage::F32, &self.device, &mut on_bytes).await?);
+            self.ends = Some(Ends::load(files, index, config, storage, device, &mut on_bytes).await?);
         }
-        self.part = None;
+        let own = head_block(config);
+        (self.head, self.part) = (None, None);
+        if config.classifier().is_some() {
+            let adamw = adamw(settings);
+            let mut head =
+                ClassifierHead::load_or_init(files, index, config, settings.seed, adamw, device).await?;
+            if let Some(state) = states.iter().find(|state| state.block == own) {
+                head.restore(&HeadState::from_bytes(config, &state.bytes)?)?;
+            }
+            self.head = Some(head);
+        }
         if !blocks.is_empty() {
-            let (settings, device) = (&self.settings, &self.device);
+            let states: Vec<_> = states.iter().filter(|state| state.block != own).cloned().collect();
             let part =
-                Part::load(files, index, config, blocks, settings, states, device, &mut on_bytes).await?;
+                Part::load(files, index, config, blocks, settings, &states, device, &mut on_bytes).await?;
             self.part = Some(part);
         }
         Ok(())
+    }
+}
+
+/// The number of the block as which the head's state travels: the one after the last.
+pub fn head_block(config: &ModelConfig) -> u16 {
+    u16::try_from(config.num_hidden_layers).unwrap_or(u16::MAX)
+}
+
+/// What a head takes a sample for, in words: the class by its name, or the value.
+pub fn label_in_words(label: Label, names: &[String]) -> String {
+    match label {
+        Label::Class(class) => {
+            let name = usize::try_from(class).ok().and_then(|class| names.get(class));
+            name.cloned().unwrap_or_else(|| class.to_string())
+        }
+        Label::Value(value) => format!("{value:.3}"),
     }
 }

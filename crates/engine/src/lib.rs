@@ -1,8 +1,10 @@
 //! Executes the protocol's jobs on burn, and ties a machine, its engine and its channels into one running node.
 //!
 //! * [`source`]: a model opened from wherever its files are, and the text encoded for it;
+//! * [`cache`]: where pieces of models are kept;
 //! * [`batches`]: which samples are in which micro-batch of which step;
 //! * [`host`] and [`stage`]: the engines behind the coordinator's and the stage's jobs;
+//! * [`evaluate`]: judging the model on samples kept out of training;
 //! * [`texts`]: texts that the model writes, a token at a time;
 //! * [`alone`] and [`generate`]: training and writing in one process, without channels;
 //! * [`adapter`]: committed states as an adapter in PEFT's format, and back;
@@ -11,7 +13,9 @@
 pub mod adapter;
 pub mod alone;
 pub mod batches;
+pub mod cache;
 pub mod error;
+pub mod evaluate;
 pub mod generate;
 pub mod host;
 pub mod node;

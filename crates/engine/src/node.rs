@@ -7,6 +7,7 @@ mod files;
 mod host;
 mod stage;
 
+pub use files::ModelFiles;
 pub use host::{About, HostCommand, HostEvent, ModelChoice, run_host};
 pub use stage::{StageCommand, StageEvent, run_stage};
 
@@ -71,8 +72,8 @@ pub enum Input<C, T> {
     Command(T),
     /// Blocks are being fetched: bytes of bytes.
     Progress(u64, u64),
-    /// A question to the host about a file.
-    Ask(Message),
+    /// A question to a peer for a piece of a file.
+    Ask(PeerId, Message),
 }
 
 /// The queue's end for the shell.

@@ -5,12 +5,13 @@ use crate::error::EngineError;
 use baton_formats::BlobFiles;
 #[cfg(not(target_arch = "wasm32"))]
 use baton_formats::DirFiles;
+use baton_formats::dataset::{self, Target, Validation};
 use baton_formats::{
-    Dataset, Encoded, Encoding, Files, FilesError, Gguf, MemoryFiles, ModelConfig, TensorIndex, Tokenizer,
-    UrlFiles, WeightsError, dataset, read_all,
+    ChatTemplate, Dataset, DatasetError, Encoded, Encoding, Example, Files, FilesError, Gguf, Label,
+    MemoryFiles, ModelConfig, TensorIndex, Tokenizer, UrlFiles, WeightsError, read_all,
 };
-use baton_model::{AdamW, LoraSpec};
-use baton_protocol::run::Settings;
+use baton_model::{AdamW, LoraSpec, Storage};
+use baton_protocol::run::{Backbone, Settings};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -18,8 +19,14 @@ use std::rc::Rc;
 pub const CONFIG_FILE: &str = "config.json";
 /// A model's weights.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
+/// Where the tensors are of a model whose weights are in parts.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// A model's tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// What else a tokenizer has: special tokens, the chat template.
+pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// A chat template of its own.
+pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 const CONFIG_LIMIT: u64 = 1 << 20;
 const TOKENIZER_LIMIT: u64 = 64 << 20;
@@ -83,12 +90,30 @@ pub struct Model {
     pub config_text: String,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// How it writes conversations, if it says so.
+    pub template: Option<ChatTemplate>,
     /// Where its tensors are.
     pub index: TensorIndex,
+    /// The files that a stage reads, with their sizes.
+    pub weight_files: Vec<(String, u64)>,
 }
 
+/// A text made ready for a model: what to train on, and what to judge by.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// What is trained on, and what was cut off on the way.
+    pub train: Encoded,
+    /// What was kept out of training.
+    pub validation: Vec<Example>,
+    /// The model's configuration, with the head that the text's labels ask for.
+    pub config: ModelConfig,
+}
+
+/// No more samples than this are kept out of training: each is a forward pass at every judgement.
+const MOST_VALIDATION: usize = 256;
+
 impl Model {
-    /// Reads configuration, tokenizer and header. A GGUF file that stands alone has all three.
+    /// Reads configuration, tokenizer and header. A lone GGUF file has all of them in itself.
     ///
     /// # Errors
     ///
@@ -111,12 +136,101 @@ impl Model {
                 embeddings: config.vocab_size,
             });
         }
+        let template = template(&files, gguf).await?;
         let index = match lone {
             Some(index) => index,
             None => TensorIndex::open_model(&files).await?,
         };
         let config_text = String::from_utf8_lossy(&config_bytes).into_owned();
-        Ok(Rc::new(Self { files, config, config_text, tokenizer, index }))
+        let mut weight_files: Vec<_> =
+            index.files().iter().map(|file| (file.name.clone(), file.size)).collect();
+        if weight_files.len() > 1 {
+            // Which tensor is in which part.
+            weight_files.push((INDEX_FILE.into(), files.size(INDEX_FILE).await?));
+        }
+        Ok(Rc::new(Self { files, config, config_text, tokenizer, template, index, weight_files }))
+    }
+
+    /// The configuration with the head that a text's labels ask for; a language model has none.
+    ///
+    /// # Errors
+    ///
+    /// When the model labels samples, and these have no labels.
+    pub fn with_head(&self, dataset: &Dataset) -> Result<ModelConfig, EngineError> {
+        if !self.config.is_encoder() {
+            return Ok(self.config.clone());
+        }
+        let mut labels = dataset.samples.iter().filter_map(|sample| sample.label);
+        match labels.next() {
+            None => Err(EngineError::NoLabels),
+            Some(Label::Value(_)) => Ok(self.config.clone().with_classifier(1, true)?),
+            Some(Label::Class(_)) => {
+                // A head that the file has may know classes that these samples do not show.
+                let known =
+                    self.config.classifier().filter(|head| !head.regression && !head.labels.is_empty());
+                let classes = dataset.labels.len().max(2).max(known.map_or(0, |head| head.outputs));
+                Ok(self.config.clone().with_classifier(classes, false)?)
+            }
+        }
+    }
+
+    /// Makes a text ready as the settings say: keeps some of it out of training, unless there is `validation` for that,
+    /// and encodes both.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing in it to learn.
+    pub fn prepare(
+        &self,
+        dataset: &Dataset,
+        validation: Option<&Dataset>,
+        settings: &Settings,
+    ) -> Result<Prepared, EngineError> {
+        let config = self.with_head(dataset)?;
+        let share = settings.validation;
+        let total = dataset.samples.len();
+        let (train, aside) = match validation {
+            Some(validation) => (dataset.clone(), Some(validation.clone())),
+            None if share == 0.0 || total < 2 => (dataset.clone(), None),
+            None => {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "below the total"
+                )]
+                let wanted = (share * total as f64).round() as usize;
+                let wanted = Validation::Count(wanted.clamp(1, MOST_VALIDATION));
+                match dataset.clone().split(wanted, settings.seed) {
+                    Ok((train, aside)) => (train, Some(aside)),
+                    // All samples are the same: there is nothing to judge by.
+                    Err(DatasetError::Split { .. }) => (dataset.clone(), None),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        let train = self.encode(&train, settings)?;
+        let validation = match aside {
+            // What is kept aside may be too short to foretell anything in it.
+            Some(aside) => match self.encode(&aside, &Settings { packing: false, ..settings.clone() }) {
+                Ok(encoded) => encoded.examples,
+                Err(EngineError::Dataset(DatasetError::NoTargets { .. })) if validation.is_none() => {
+                    Vec::new()
+                }
+                Err(error) => return Err(error),
+            },
+            None => Vec::new(),
+        };
+        let wrong = |example: &&Example| match (config.classifier(), example.label) {
+            (Some(head), Some(Label::Class(class))) => {
+                head.regression || usize::try_from(class).is_ok_and(|class| class >= head.outputs)
+            }
+            (Some(head), Some(Label::Value(_))) => !head.regression,
+            _ => false,
+        };
+        if validation.iter().find(wrong).is_some() {
+            return Err(EngineError::OtherLabels);
+        }
+        Ok(Prepared { train, validation, config })
     }
 
     /// Encodes a text as the settings say.
@@ -126,10 +240,14 @@ impl Model {
     /// When there is nothing in it to learn.
     pub fn encode(&self, dataset: &Dataset, settings: &Settings) -> Result<Encoded, EngineError> {
         let append_eos = self.config.eos_token_ids.first().copied().filter(|_| settings.append_eos);
-        let seq_len = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
-        let encoding =
-            Encoding { seq_len, append_eos, packing: settings.packing, target: dataset::Target::Text };
-        let encoded = dataset::encode(dataset, &self.tokenizer, None, &encoding)?;
+        let mut seq_len = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
+        if let Some(first) = self.config.ends.first_position {
+            // Where positions are learned there are no more of them.
+            seq_len = seq_len.min(self.config.max_position_embeddings.saturating_sub(first));
+        }
+        let target = if self.config.is_encoder() { Target::Label } else { Target::Text };
+        let encoding = Encoding { seq_len, append_eos, packing: settings.packing, target };
+        let encoded = dataset::encode(dataset, &self.tokenizer, self.template.as_ref(), &encoding)?;
         encoded.check_vocab(self.config.vocab_size)?;
         Ok(encoded)
     }
@@ -147,6 +265,22 @@ fn or_from(
     }
 }
 
+/// The chat template, from wherever transformers looks for it, or from a GGUF file.
+async fn template(files: &AnyFiles, gguf: Option<&Gguf>) -> Result<Option<ChatTemplate>, EngineError> {
+    let optional = async |name: &str| match read_all(files, name, CONFIG_LIMIT).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(FilesError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let settings = match (optional(TOKENIZER_CONFIG_FILE).await?, gguf) {
+        (Some(settings), _) => settings,
+        (None, Some(gguf)) => gguf.tokenizer_config_json().into_bytes(),
+        (None, None) => return Ok(None),
+    };
+    let jinja = optional(TEMPLATE_FILE).await?;
+    Ok(ChatTemplate::from_files(&settings, jinja.as_deref())?)
+}
+
 /// The adapters that the settings ask for.
 ///
 /// # Errors
@@ -155,6 +289,16 @@ fn or_from(
 pub fn lora_spec(settings: &Settings, config: &ModelConfig) -> Result<LoraSpec, EngineError> {
     let targets = config.targets(&settings.targets)?;
     Ok(LoraSpec::new(settings.lora_rank.into(), settings.lora_alpha, targets))
+}
+
+/// How the settings have frozen weights kept.
+pub fn storage(settings: &Settings) -> Storage {
+    match settings.backbone {
+        Backbone::F32 => Storage::F32,
+        Backbone::Bf16 => Storage::Bf16,
+        Backbone::Int8 => Storage::Int8,
+        Backbone::Nf4 => Storage::Nf4,
+    }
 }
 
 /// PyTorch's AdamW with the settings' weight decay.

@@ -1,11 +1,9 @@
 //! The engine behind a stage's jobs: its blocks, their adapters, forward, backward and the optimizer.
 
 use crate::error::EngineError;
-use crate::source::{adamw, lora_spec};
+use crate::source::{adamw, lora_spec, storage};
 use baton_formats::{Files, ModelConfig, TensorEntry, TensorIndex, block_tensors};
-use baton_model::{
-    BlockState, Blocks, Device, Lora, Storage, Tensor, Trainer, boundary_to_f32, f32_to_boundary,
-};
+use baton_model::{BlockState, Blocks, Device, Lora, Tensor, Trainer, boundary_to_f32, f32_to_boundary};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::message::{Assign, BlockBytes};
 use baton_protocol::run::Settings;
@@ -61,8 +59,8 @@ impl Part {
         on_bytes: impl FnMut(u64),
     ) -> Result<Self, EngineError> {
         let range = usize::from(range.start)..usize::from(range.end);
-        let blocks =
-            Blocks::load(files, index, config, range.clone(), Storage::F32, device, on_bytes).await?;
+        let storage = storage(settings);
+        let blocks = Blocks::load(files, index, config, range.clone(), storage, device, on_bytes).await?;
         Self::with_adapters(blocks, config, settings, states, device)
     }
 
@@ -90,19 +88,18 @@ impl Part {
 
     /// Bytes of the blocks of `range` in the file.
     pub fn bytes(index: &TensorIndex, config: &ModelConfig, range: Range<u16>) -> u64 {
-        let names = range.flat_map(|block| block_tensors(config, block.into()));
-        let bytes = |name: &str| index.get(name).map_or(0, TensorEntry::bytes);
-        names.map(|tensor| bytes(tensor.name())).sum()
+        let tensors = range.flat_map(|block| block_tensors(config, block.into()));
+        tensors.filter_map(|tensor| index.find(&tensor.names)).map(TensorEntry::bytes).sum()
     }
 
-    /// The training pass of a micro-batch. h: `[batch, time, hidden]`
-    pub fn forward(&mut self, micro_batch: u16, h: Tensor<3>) -> Tensor<3> {
-        self.trainer.forward(micro_batch.into(), h, &[])
+    /// The training pass of a micro-batch. h: `[batch, time, hidden]`, lengths: tokens of each row, or empty
+    pub fn forward(&mut self, micro_batch: u16, h: Tensor<3>, lengths: &[usize]) -> Tensor<3> {
+        self.trainer.forward(micro_batch.into(), h, lengths)
     }
 
-    /// The pass without training. h: `[batch, time, hidden]`
-    pub fn infer(&self, h: Tensor<3>) -> Tensor<3> {
-        self.trainer.infer(h, &[])
+    /// The pass without training. h: `[batch, time, hidden]`, lengths: tokens of each row, or empty
+    pub fn infer(&self, h: Tensor<3>, lengths: &[usize]) -> Tensor<3> {
+        self.trainer.infer(h, lengths)
     }
 
     /// The backward pass of a micro-batch; its gradients are added up.
@@ -144,17 +141,19 @@ impl Part {
         self.trainer.state().await?.into_iter().map(block).collect()
     }
 
-    /// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`.
+    /// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`, and the tokens of each row
+    /// if they are told.
     ///
     /// # Errors
     ///
     /// When it is not as wide as the model, or holds numbers that are none.
-    pub fn receive(&self, boundary: &Boundary) -> Result<Tensor<3>, EngineError> {
+    pub fn receive(&self, boundary: &Boundary) -> Result<(Tensor<3>, Vec<usize>), EngineError> {
         receive(boundary, &self.config, self.most, &self.device)
     }
 }
 
-/// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`.
+/// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`, and the tokens of each row if
+/// they are told.
 ///
 /// # Errors
 ///
@@ -164,7 +163,7 @@ pub fn receive(
     config: &ModelConfig,
     most: Most,
     device: &Device,
-) -> Result<Tensor<3>, EngineError> {
+) -> Result<(Tensor<3>, Vec<usize>), EngineError> {
     let found = boundary.shape();
     let shape = found.map(|dim| usize::try_from(dim).unwrap_or(usize::MAX));
     if shape[2] != config.hidden_size || shape[0] == 0 || shape[1] == 0 {
@@ -174,18 +173,25 @@ pub fn receive(
     if shape[0] > most.batch || shape[1] > most.time {
         return Err(EngineError::Length { found, most: [most.batch, most.time] });
     }
-    Ok(f32_to_boundary(boundary.decode()?, shape, device))
+    let length = |length: &u32| usize::try_from(*length).unwrap_or(usize::MAX);
+    let lengths = boundary.lengths()?.iter().map(length).collect();
+    Ok((f32_to_boundary(boundary.decode()?, shape, device), lengths))
 }
 
-/// A boundary for another device. tensor: `[batch, time, hidden]`
+/// A boundary for another device. tensor: `[batch, time, hidden]`, lengths: tokens of each row, or empty
 ///
 /// # Errors
 ///
 /// When the device fails, or the numbers are none.
-pub async fn send(tensor: Tensor<3>, precision: Precision) -> Result<Boundary, EngineError> {
+pub async fn send(
+    tensor: Tensor<3>,
+    lengths: &[usize],
+    precision: Precision,
+) -> Result<Boundary, EngineError> {
     let (values, shape) = boundary_to_f32(tensor).await?;
     let shape = shape.map(|dim| u32::try_from(dim).unwrap_or(u32::MAX));
-    Ok(Boundary::encode(&values, shape, precision)?)
+    let lengths = lengths.iter().map(|length| u32::try_from(*length).unwrap_or(u32::MAX)).collect();
+    Ok(Boundary::encode(&values, shape, precision)?.with_lengths(lengths))
 }
 
 /// The engine of a stage. `F` opens the model's files at the place that an assignment names.
@@ -224,15 +230,15 @@ impl StageEngine {
             }
             Job::Forward { micro_batch, tensor } => {
                 let Loaded { assign, part } = self.loaded()?;
-                let h = part.receive(&tensor)?;
-                let h = part.forward(micro_batch.0, h);
-                Ok(Done::Forward(send(h, assign.settings.boundary).await?))
+                let (h, lengths) = part.receive(&tensor)?;
+                let h = part.forward(micro_batch.0, h, &lengths);
+                Ok(Done::Forward(send(h, &lengths, assign.settings.boundary).await?))
             }
             Job::Backward { micro_batch, tensor, want_input_grad } => {
                 let Loaded { assign, part } = self.loaded()?;
-                let grad = part.receive(&tensor)?;
+                let (grad, _) = part.receive(&tensor)?;
                 Ok(Done::Backward(match part.backward(micro_batch.0, grad, want_input_grad)? {
-                    Some(grad) => Some(send(grad, assign.settings.boundary).await?),
+                    Some(grad) => Some(send(grad, &[], assign.settings.boundary).await?),
                     None => None,
                 }))
             }
@@ -240,8 +246,9 @@ impl StageEngine {
             Job::Apply { lr, scale } => Ok(Done::Apply(self.loaded()?.part.apply(lr, scale).await?)),
             Job::Infer { tensor, .. } => {
                 let part = &self.loaded()?.part;
-                let h = part.infer(part.receive(&tensor)?);
-                Ok(Done::Infer(send(h, Precision::F32).await?))
+                let (h, lengths) = part.receive(&tensor)?;
+                let h = part.infer(h, &lengths);
+                Ok(Done::Infer(send(h, &lengths, Precision::F32).await?))
             }
         }
     }
@@ -264,6 +271,8 @@ impl StageEngine {
             old.assign.blocks == assign.blocks
                 && old.assign.source == assign.source
                 && old.assign.config == assign.config
+                && old.assign.manifest == assign.manifest
+                && old.assign.settings.backbone == assign.settings.backbone
         });
         let part = match kept {
             Some(old) => {

@@ -42,6 +42,9 @@ impl Text {
     ///
     /// When it is empty and the model has no begin token, or longer than the model can read.
     pub fn begin(model: &Model, request: &TextRequest) -> Result<Self, EngineError> {
+        if model.config.is_encoder() {
+            return Err(EngineError::NoWriter);
+        }
         let mut ids =
             if request.prompt.is_empty() { Vec::new() } else { model.tokenizer.encode(&request.prompt)? };
         while ids.last().is_some_and(|last| model.config.eos_token_ids.contains(last)) {

@@ -37,6 +37,7 @@ fn settings() -> Settings {
         boundary: Precision::F32,
         seed: 7,
         sample_tokens: 0,
+        validation: 0.0,
         ..Settings::default()
     }
 }

@@ -110,24 +110,6 @@ pub enum Message {
         /// The neighbour.
         peer: PeerId,
     },
-    /// A peer asks the host for the size of one of the model's files.
-    FileSize {
-        /// Chosen by the asker.
-        id: u32,
-        /// Such as `model.safetensors`.
-        name: String,
-    },
-    /// A peer asks the host for a range of one of the model's files.
-    FileRead {
-        /// Chosen by the asker.
-        id: u32,
-        /// Such as `model.safetensors`.
-        name: String,
-        /// First byte.
-        start: u64,
-        /// One past the last byte.
-        end: u64,
-    },
     /// A peer asks the host or a neighbour for a chunk of the model's files.
     ChunkRead {
         /// Chosen by the asker.
@@ -135,7 +117,7 @@ pub enum Message {
         /// The chunk's sha256.
         hash: [u8; 32],
     },
-    /// The answer to any of these.
+    /// The answer.
     File {
         /// The asker's number.
         id: u32,
@@ -249,11 +231,9 @@ pub enum RoomState {
     Stopped,
 }
 
-/// The host's answer to a question about a file.
+/// The answer to a question for a chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileAnswer {
-    /// Its size in bytes.
-    Size(u64),
     /// The bytes asked for.
     Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The asked has no such chunk.
@@ -262,8 +242,8 @@ pub enum FileAnswer {
     Error(String),
 }
 
-/// The longest range that a [`Message::FileRead`] may ask for, in bytes.
-pub const MAX_FILE_READ: u64 = 16 * 1024 * 1024;
+/// The longest chunk that is given away, in bytes.
+pub const MAX_CHUNK: u64 = 4 * 1024 * 1024;
 
 impl Message {
     /// The lane on which it travels between the host and a peer.

@@ -113,8 +113,7 @@ impl Hostile {
                 Message::Failed { generation, reason, diverged: self.rng.random() }
             }
             17 => Message::NeighbourLost { generation, peer: self.id() },
-            18 => Message::FileSize { id: 1, name: "../x".into() },
-            19 => Message::FileRead { id: 1, name: String::new(), start: u64::MAX, end: 0 },
+            18 | 19 => Message::ChunkRead { id: 1, hash: [7; 32] },
             20 => Message::File { id: 1, answer: FileAnswer::Bytes(vec![1; 10]) },
             21 if self.rng.random_ratio(1, 50) => Message::Goodbye { reason },
             _ => Message::Room(RoomState::Paused),

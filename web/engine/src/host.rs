@@ -23,8 +23,11 @@ pub(crate) fn start(name: String, backend: &str, device: Device) -> Inputs<RtcCh
     let introduction = Introduction { name, backend: backend.into() };
     let own = introduction.clone();
     let tell = move |event| tell(&own, event);
-    let run = node::run_host(introduction, device, WorkerEnvironment, inputs.clone(), queue, tell);
-    wasm_bindgen_futures::spawn_local(run);
+    let loop_inputs = inputs.clone();
+    wasm_bindgen_futures::spawn_local(async move {
+        let (cache, inputs) = (crate::cache().await, loop_inputs);
+        node::run_host(introduction, device, cache, WorkerEnvironment, inputs, queue, tell).await;
+    });
     inputs
 }
 

@@ -7,7 +7,9 @@ mod channel;
 mod host;
 mod stage;
 
+use baton_engine::cache::AnyCache;
 use baton_engine::node::{Environment, Input, Inputs};
+use baton_formats::files::OpfsCache;
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
@@ -163,6 +165,11 @@ fn post(message: &FromWorker, bytes: Option<&[u8]>) {
     if let Err(error) = send() {
         web_sys::console::error_2(&"a message to the page was lost:".into(), &error);
     }
+}
+
+/// The pieces of models that this browser keeps.
+pub(crate) async fn cache() -> AnyCache {
+    AnyCache::Opfs(Rc::new(OpfsCache::open(None).await))
 }
 
 /// The worker's clock, and a way to let its queue of events run.

@@ -25,9 +25,12 @@ pub(crate) fn start(
     let own = href.unwrap_or_default();
     let base = own.rsplit_once("worker.js").map_or(own.as_str(), |(base, _)| base);
     let embedded = format!("{base}model/");
-    let run =
-        node::run_stage(host, introduction, device, embedded, WorkerEnvironment, inputs.clone(), queue, tell);
-    wasm_bindgen_futures::spawn_local(run);
+    let loop_inputs = inputs.clone();
+    wasm_bindgen_futures::spawn_local(async move {
+        let (cache, inputs) = (crate::cache().await, loop_inputs);
+        let environment = WorkerEnvironment;
+        node::run_stage(host, introduction, device, embedded, cache, environment, inputs, queue, tell).await;
+    });
     inputs
 }
 

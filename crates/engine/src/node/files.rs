@@ -1,121 +1,159 @@
-//! The host's files, read by a stage over their data channel, and the host's side of it.
+//! The pieces of a model's files that devices of a room give each other, by their hashes.
 
 use super::Input;
-use crate::source::{AnyFiles, WEIGHTS_FILE};
-use baton_formats::{Files, FilesError};
-use baton_protocol::message::{FileAnswer, MAX_FILE_READ, Message};
+use crate::cache::AnyCache;
+use crate::error::EngineError;
+use crate::source::Model;
+use baton_formats::files::{ChunkSource, FilesSource, Hash};
+use baton_formats::{ChunkCache, Files, FilesError, Manifest, UrlFiles};
+use baton_protocol::PeerId;
+use baton_protocol::message::{FileAnswer, Message};
 use futures::channel::mpsc::UnboundedSender;
 use futures::channel::oneshot;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Questions that wait for the host's answer.
+/// Questions a peer may have open at once.
+pub(super) const MOST_QUESTIONS: usize = 2;
+
+/// A manifest as it travels.
+pub(super) fn manifest_bytes(manifest: &Manifest) -> Vec<u8> {
+    postcard::to_allocvec(manifest).unwrap_or_default()
+}
+
+/// A manifest that came from the host; it is checked where it is used.
+pub(super) fn manifest(bytes: &[u8]) -> Result<Manifest, EngineError> {
+    postcard::from_bytes(bytes).map_err(|_| EngineError::ManifestBytes { length: bytes.len() })
+}
+
+/// Questions that wait for an answer, and whom they can be put to.
 #[derive(Default)]
 pub(super) struct Questions {
     next: u32,
-    waiting: HashMap<u32, oneshot::Sender<FileAnswer>>,
+    waiting: HashMap<u32, (PeerId, oneshot::Sender<FileAnswer>)>,
+    reachable: BTreeSet<PeerId>,
 }
 
 impl Questions {
+    /// A peer can be asked.
+    pub(super) fn linked(&mut self, peer: PeerId) {
+        self.reachable.insert(peer);
+    }
+
     /// Hands an answer to who asked.
-    pub(super) fn answer(&mut self, id: u32, answer: FileAnswer) {
-        if let Some(waiting) = self.waiting.remove(&id) {
+    pub(super) fn answer(&mut self, from: PeerId, id: u32, answer: FileAnswer) {
+        // An answer to another's question is nobody's.
+        if self.waiting.get(&id).is_some_and(|(asked, _)| *asked == from)
+            && let Some((_, waiting)) = self.waiting.remove(&id)
+        {
             // Whoever asked may have given up.
             let _ = waiting.send(answer);
         }
     }
 
-    /// The host is gone: everybody who waits is told.
-    pub(super) fn give_up(&mut self) {
-        self.waiting.clear();
+    /// A peer is gone: everybody who waits for it is told.
+    pub(super) fn lost(&mut self, peer: PeerId) {
+        self.reachable.remove(&peer);
+        self.waiting.retain(|_, (asked, _)| *asked != peer);
     }
 }
 
-/// The host's files.
-pub(super) struct HostFiles<C, T> {
-    pub(super) inputs: UnboundedSender<Input<C, T>>,
-    pub(super) questions: Rc<RefCell<Questions>>,
+/// Where a stage has the pieces of its blocks from.
+pub(super) enum StageSource<C, T> {
+    /// Another device of the room.
+    Peer { peer: PeerId, inputs: UnboundedSender<Input<C, T>>, questions: Rc<RefCell<Questions>> },
+    /// The hub, or the server that the page came from.
+    Url(Box<FilesSource<UrlFiles>>),
 }
 
-impl<C, T> HostFiles<C, T> {
-    async fn ask(&self, name: &str, question: impl FnOnce(u32) -> Message) -> Result<FileAnswer, FilesError> {
+impl<C, T> ChunkSource for StageSource<C, T> {
+    async fn chunk(
+        &self,
+        file: &str,
+        index: u32,
+        hash: &Hash,
+        length: usize,
+    ) -> Result<Option<Vec<u8>>, FilesError> {
+        let (peer, inputs, questions) = match self {
+            Self::Url(files) => return files.chunk(file, index, hash, length).await,
+            Self::Peer { peer, inputs, questions } => (*peer, inputs, questions),
+        };
         let (sender, receiver) = oneshot::channel();
         let id = {
-            let mut questions = self.questions.borrow_mut();
+            let mut questions = questions.borrow_mut();
+            if !questions.reachable.contains(&peer) {
+                return Ok(None);
+            }
             questions.next = questions.next.wrapping_add(1);
             let id = questions.next;
-            questions.waiting.insert(id, sender);
+            questions.waiting.insert(id, (peer, sender));
             id
         };
-        let lost =
-            || FilesError::Io { name: name.into(), reason: "the connection to the host was lost".into() };
-        self.inputs.unbounded_send(Input::Ask(question(id))).map_err(|_| lost())?;
+        let failed = |reason: String| FilesError::Io { name: file.into(), reason };
+        let lost = || failed(format!("the connection to device {peer} was lost"));
+        inputs
+            .unbounded_send(Input::Ask(peer, Message::ChunkRead { id, hash: *hash }))
+            .map_err(|_| lost())?;
         match receiver.await.map_err(|_| lost())? {
-            FileAnswer::Error(reason) => Err(FilesError::Io { name: name.into(), reason }),
-            answer => Ok(answer),
+            FileAnswer::Bytes(bytes) if bytes.len() == length => Ok(Some(bytes)),
+            FileAnswer::Bytes(bytes) => {
+                let (wanted, got) = (length as u64, bytes.len() as u64);
+                Err(FilesError::Truncated { name: file.into(), wanted, got })
+            }
+            FileAnswer::Absent => Ok(None),
+            FileAnswer::Error(reason) => Err(failed(reason.chars().take(300).collect())),
         }
     }
 }
 
-impl<C, T> Files for HostFiles<C, T> {
+/// The files of a model that is shared.
+#[derive(Clone)]
+pub struct ModelFiles(pub Rc<Model>);
+
+impl Files for ModelFiles {
     async fn size(&self, name: &str) -> Result<u64, FilesError> {
-        match self.ask(name, |id| Message::FileSize { id, name: name.into() }).await? {
-            FileAnswer::Size(size) => Ok(size),
-            _ => {
-                Err(FilesError::Io { name: name.into(), reason: "the host answered another question".into() })
-            }
-        }
+        self.0.files.size(name).await
     }
 
     async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
-        let mut bytes = Vec::new();
-        let mut start = range.start;
-        while start < range.end {
-            let end = range.end.min(start + MAX_FILE_READ);
-            let answer = self.ask(name, |id| Message::FileRead { id, name: name.into(), start, end }).await?;
-            let FileAnswer::Bytes(part) = answer else {
-                return Err(FilesError::Io {
-                    name: name.into(),
-                    reason: "the host answered another question".into(),
-                });
-            };
-            let wanted = end - start;
-            if part.len() as u64 != wanted {
-                return Err(FilesError::Truncated { name: name.into(), wanted, got: part.len() as u64 });
-            }
-            bytes.extend(part);
-            start = end;
-        }
-        Ok(bytes)
+        self.0.files.read(name, range).await
+    }
+
+    fn weights_file(&self) -> Option<String> {
+        self.0.files.weights_file()
     }
 }
 
-/// Answers a question about the model's weights; nothing else of the host's is given away.
-pub(super) async fn answer(files: &AnyFiles, question: &Message) -> FileAnswer {
-    let only_weights = |name: &str| {
-        if name == WEIGHTS_FILE {
-            Ok(())
-        } else {
-            Err(format!("the host gives its {WEIGHTS_FILE}, and not {name}"))
+/// What a host gives away: the pieces of its model's weights, and nothing else that it has.
+pub(super) struct Shelf {
+    model: Rc<Model>,
+    manifest: Manifest,
+    /// Where a piece is: the number of its file, and its own.
+    places: HashMap<Hash, (usize, u32)>,
+    cache: AnyCache,
+}
+
+impl Shelf {
+    pub(super) fn new(model: Rc<Model>, manifest: Manifest, cache: AnyCache) -> Self {
+        let files = manifest.files.iter().enumerate();
+        let places =
+            files.flat_map(|(at, file)| (0..).zip(&file.chunks).map(move |(i, hash)| (*hash, (at, i))));
+        Self { places: places.collect(), model, manifest, cache }
+    }
+
+    /// Answers a question for a piece.
+    pub(super) async fn answer(&self, hash: &Hash) -> FileAnswer {
+        let Some((file, index)) = self.places.get(hash) else { return FileAnswer::Absent };
+        if let Some(bytes) = self.cache.get(hash).await {
+            return FileAnswer::Bytes(bytes);
         }
-    };
-    let answer = async {
-        match question {
-            Message::FileSize { name, .. } => {
-                only_weights(name)?;
-                files.size(name).await.map(FileAnswer::Size).map_err(|error| error.to_string())
-            }
-            Message::FileRead { name, start, end, .. } => {
-                only_weights(name)?;
-                if start > end || end - start > MAX_FILE_READ {
-                    return Err(format!("a range of bytes {start} to {end} is not one that can be read"));
-                }
-                files.read(name, *start..*end).await.map(FileAnswer::Bytes).map_err(|error| error.to_string())
-            }
-            _ => Err("this is no question about a file".into()),
+        let Some(file) = self.manifest.files.get(*file) else { return FileAnswer::Absent };
+        let Some((range, _)) = self.manifest.chunk(&file.name, *index) else { return FileAnswer::Absent };
+        match self.model.files.read(&file.name, range).await {
+            Ok(bytes) => FileAnswer::Bytes(bytes),
+            Err(error) => FileAnswer::Error(error.to_string()),
         }
-    };
-    answer.await.unwrap_or_else(FileAnswer::Error)
+    }
 }

@@ -1,27 +1,29 @@
 //! The loop of a host.
 
-use super::files::answer;
+use super::files::{MOST_QUESTIONS, Shelf, manifest_bytes};
 use super::{Environment, Input, Inputs, Net};
 use crate::adapter;
+use crate::cache::AnyCache;
 use crate::error::EngineError;
-use crate::host::HostEngine;
+use crate::evaluate::{Evaluation, Judgement};
+use crate::host::{HostEngine, Requests};
 use crate::source::{AnyFiles, Model};
-use crate::texts::{Text, TextRequest, Texts};
-use baton_formats::{Dataset, dataset};
+use crate::texts::{Text, TextRequest};
+use baton_formats::dataset::{self, Inspection, Lengths, Mapping};
+use baton_formats::{Dataset, FilesError, Manifest, ModelConfig};
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::coordinator::{
     Coordinator, DeviceView, Done, Event, Output, RunPhase, Start, StepReport,
 };
 use baton_protocol::ids::Step;
-use baton_protocol::message::{Device as Introduction, FileAnswer, MAX_FILE_READ, Message};
+use baton_protocol::message::{Device as Introduction, FileAnswer, MAX_CHUNK, Message};
 use baton_protocol::run::{ModelSource, Settings};
 use baton_transport::{Arrival, Channel};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt, select};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -47,8 +49,10 @@ pub struct ModelChoice {
 pub enum HostCommand {
     /// Opens a model.
     SetModel(Box<ModelChoice>),
-    /// Reads a text; the name's ending tells the format.
+    /// Reads a text; the name's ending tells the format, and the first records which column is what.
     SetText(String, Vec<u8>),
+    /// Reads the same text with other columns.
+    MapText(Mapping),
     /// Starts a run.
     Start(Box<Settings>),
     /// Pauses after the open step.
@@ -89,6 +93,8 @@ pub enum HostEvent {
         /// The model.
         model: Rc<Model>,
     },
+    /// What a text was found to be, and how it is read unless [`HostCommand::MapText`] says otherwise.
+    Inspected(Box<Inspection>),
     /// The text can be used.
     Text {
         /// The file's name.
@@ -101,8 +107,25 @@ pub enum HostEvent {
         tokens: u64,
         /// Tokens that this cuts off.
         truncated: usize,
+        /// Samples that it cuts.
+        truncated_samples: usize,
+        /// How long the samples are.
+        lengths: Lengths,
+        /// Samples that are kept out of training.
+        validation: usize,
+        /// The classes that the samples are labelled with, where the model labels samples.
+        labels: Vec<String>,
+        /// Why some conversations are left out, if any are.
+        refusal: Option<String>,
         /// The first sample's beginning.
         beginning: String,
+    },
+    /// The model's files are read once, so that every device can check what it gets: bytes of bytes.
+    Checking {
+        /// Bytes read.
+        loaded: u64,
+        /// Bytes in all.
+        total: u64,
     },
     /// Who is there and where the run stands.
     Changed {
@@ -121,6 +144,13 @@ pub enum HostEvent {
         steps: u32,
         /// Time since the one before.
         time: Duration,
+    },
+    /// What the model is worth on the samples kept out of training.
+    Judged {
+        /// After so many steps.
+        done: u32,
+        /// What it is worth.
+        judgement: Judgement,
     },
     /// What the model writes before or after the run.
     Sample {
@@ -170,12 +200,14 @@ struct Opened {
 enum Side {
     Opened(Opened),
     File { peer: PeerId, id: u32, answer: FileAnswer },
+    Checked { model: Rc<Model>, settings: Box<Settings>, manifest: Result<Manifest, FilesError> },
 }
 
 /// A text as it was chosen.
 struct ChosenText {
     name: String,
-    dataset: Rc<Dataset>,
+    bytes: Vec<u8>,
+    dataset: Option<Rc<Dataset>>,
 }
 
 type Finished = (u32, HostEngine, Result<Done, EngineError>);
@@ -184,6 +216,7 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     coordinator: Coordinator,
     net: Net<C>,
     device: Device,
+    cache: AnyCache,
     environment: E,
     inputs: Inputs<C, HostCommand>,
     tell: F,
@@ -195,10 +228,18 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     /// The engine of the run, while no job has it; counted, so that a job of an earlier run does not bring its own back.
     engine: Option<HostEngine>,
     engines: u32,
-    texts: Rc<RefCell<Texts>>,
+    requests: Requests,
+    /// Whether the model was judged before the first step.
+    judged_before: bool,
     sample_prompt: String,
-    /// The model of the run, which may no longer be the chosen one.
-    run_model: Option<(Rc<Model>, Option<String>)>,
+    /// The pieces of the run's model, for the others.
+    shelf: Option<Rc<Shelf>>,
+    /// A model's files as they were found, while it is the chosen one.
+    manifest: Option<(Rc<Model>, Manifest)>,
+    /// A run waits for its model's files to be read.
+    checking: bool,
+    /// The model of the run, which may no longer be the chosen one, and its configuration with the run's head.
+    run_model: Option<(Rc<Model>, Option<String>, ModelConfig)>,
     since: Duration,
     told_end: bool,
     jobs: FuturesUnordered<LocalBoxFuture<'static, Finished>>,
@@ -211,6 +252,7 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
 pub async fn run_host<C: Channel + 'static>(
     introduction: Introduction,
     device: Device,
+    cache: AnyCache,
     environment: impl Environment,
     inputs: Inputs<C, HostCommand>,
     mut queue: UnboundedReceiver<Input<C, HostCommand>>,
@@ -220,6 +262,7 @@ pub async fn run_host<C: Channel + 'static>(
         coordinator: Coordinator::new(introduction, environment.now()),
         net: Net::new(),
         device,
+        cache,
         since: environment.now(),
         environment,
         inputs,
@@ -230,8 +273,12 @@ pub async fn run_host<C: Channel + 'static>(
         settings: Settings::default(),
         engine: None,
         engines: 0,
-        texts: Rc::default(),
+        requests: Requests::default(),
+        judged_before: false,
         sample_prompt: String::new(),
+        shelf: None,
+        manifest: None,
+        checking: false,
         run_model: None,
         told_end: false,
         jobs: FuturesUnordered::new(),
@@ -291,7 +338,11 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     (self.tell)(HostEvent::Committed { report, steps: self.settings.steps, time });
                 }
                 Output::Loaded => self.loaded(),
-                Output::Evaluate { .. } => self.handle(Event::Evaluated),
+                Output::Evaluate { done } => {
+                    if !self.judge(done.0) {
+                        self.handle(Event::Evaluated);
+                    }
+                }
                 Output::Inferred { request, done } => self.inferred(request, done),
                 Output::Changed => changed = true,
             }
@@ -339,6 +390,18 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 }
                 self.net.send(peer, &Message::File { id, answer });
             }
+            Side::Checked { model, settings, manifest } => {
+                self.checking = false;
+                match manifest {
+                    Ok(manifest) => {
+                        self.manifest = Some((model, manifest));
+                        if let Err((about, message)) = self.start(*settings) {
+                            self.error(about, &message);
+                        }
+                    }
+                    Err(error) => self.error(About::Model, &error),
+                }
+            }
             // The choice that was made last counts, whichever is read first.
             Side::Opened(Opened { number, .. }) if number != self.choices => {}
             Side::Opened(Opened { choice: (source, name, base), model, .. }) => match model {
@@ -373,35 +436,38 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     self.coordinator.handle_timeout(now);
                 }
             }
+            Input::Progress(loaded, total) if self.checking => {
+                (self.tell)(HostEvent::Checking { loaded, total });
+            }
             Input::Progress(loaded, total) => self.handle(Event::Progress { loaded, total }),
-            Input::Ask(_) => {}
+            Input::Ask(..) => {}
             Input::Command(command) => self.command(command),
         }
     }
 
     fn message(&mut self, from: PeerId, message: Message) {
-        if let (Message::Applied { states, .. }, Some((model, _))) = (&message, &self.run_model)
-            && let Err(error) = adapter::check(states, &self.settings, &model.config)
+        if let (Message::Applied { states, .. }, Some((.., config))) = (&message, &self.run_model)
+            && let Err(error) = adapter::check(states, &self.settings, config)
         {
             let reason = "This device sent adapters that cannot be used.".into();
             self.net.send(from, &Message::Goodbye { reason });
             return self.net.gone(from, format!("it sent adapters that cannot be used: {error}"));
         }
-        let (Message::FileSize { id, .. } | Message::FileRead { id, .. }) = message else {
+        let Message::ChunkRead { id, hash } = message else {
             return self.handle(Event::Message { from, message });
         };
         // A stage asks one question at a time; answers that nobody reads must not pile up.
         let open = self.questions.entry(from).or_default();
-        if *open >= 2 || self.net.ports.queued(from) as u64 > 2 * MAX_FILE_READ {
+        if *open >= MOST_QUESTIONS || self.net.ports.queued(from) as u64 > 2 * MAX_CHUNK {
             let answer = FileAnswer::Error("too many questions at once".into());
             return self.net.send(from, &Message::File { id, answer });
         }
         *open += 1;
-        let model = self.run_model.as_ref().map(|(model, _)| model.clone());
+        let shelf = self.shelf.clone();
         let side = async move {
-            let answer = match model {
-                Some(model) => answer(&model.files, &message).await,
-                None => FileAnswer::Error("the host has no model".into()),
+            let answer = match shelf {
+                Some(shelf) => shelf.answer(&hash).await,
+                None => FileAnswer::Absent,
             };
             Side::File { peer: from, id, answer }
         };
@@ -420,13 +486,16 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 };
                 self.sides.push(open.boxed_local());
             }
-            HostCommand::SetText(name, bytes) => match dataset::parse(&name, &bytes) {
-                Ok(dataset) => {
-                    self.text = Some(ChosenText { name, dataset: Rc::new(dataset) });
-                    self.describe_text();
+            HostCommand::SetText(name, bytes) => match dataset::inspect(&name, &bytes) {
+                Ok(inspection) => {
+                    let mapping = inspection.mapping.clone();
+                    self.text = Some(ChosenText { name, bytes, dataset: None });
+                    (self.tell)(HostEvent::Inspected(Box::new(inspection)));
+                    self.map_text(&mapping);
                 }
                 Err(error) => self.error(About::Text, &error),
             },
+            HostCommand::MapText(mapping) => self.map_text(&mapping),
             HostCommand::Start(settings) => {
                 if let Err((about, message)) = self.start(*settings) {
                     self.error(about, &message);
@@ -451,20 +520,47 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         }
     }
 
+    fn map_text(&mut self, mapping: &Mapping) {
+        let Some(text) = &mut self.text else { return };
+        match dataset::parse_with(&text.name, &text.bytes, mapping) {
+            Ok(dataset) => {
+                text.dataset = Some(Rc::new(dataset));
+                self.describe_text();
+            }
+            Err(error) => {
+                text.dataset = None;
+                self.error(About::Text, &error);
+            }
+        }
+    }
+
     /// The text can only be counted in tokens once the model is there.
     fn describe_text(&mut self) {
-        let (Some(text), Some((model, ..))) = (&self.text, &self.model) else { return };
-        match model.encode(&text.dataset, &self.settings) {
-            Ok(encoded) => {
-                let first = text.dataset.samples.first().and_then(|sample| sample.segments(None).ok());
-                let beginning = first.iter().flat_map(|parts| parts.iter()).map(|part| part.text.as_str());
+        let Some((name, dataset)) =
+            self.text.as_ref().and_then(|text| Some((text.name.clone(), text.dataset.clone()?)))
+        else {
+            return;
+        };
+        let Some((model, ..)) = &self.model else { return };
+        match model.prepare(&dataset, None, &self.settings) {
+            Ok(prepared) => {
+                let train = &prepared.train;
+                let first = dataset.samples.first();
+                let segments = first.and_then(|sample| sample.segments(model.template.as_ref()).ok());
+                let beginning: String =
+                    segments.iter().flat_map(|parts| parts.iter()).map(|part| part.text.as_str()).collect();
                 let event = HostEvent::Text {
-                    name: text.name.clone(),
-                    samples: encoded.examples.len(),
-                    skipped: text.dataset.skipped + encoded.dropped,
-                    tokens: encoded.examples.iter().map(|example| example.ids.len() as u64).sum(),
-                    truncated: encoded.truncated_tokens,
-                    beginning: beginning.collect::<String>().chars().take(200).collect(),
+                    name,
+                    samples: train.examples.len(),
+                    skipped: dataset.skipped + train.dropped + train.refused,
+                    tokens: train.examples.iter().map(|example| example.ids.len() as u64).sum(),
+                    truncated: train.truncated_tokens,
+                    truncated_samples: train.truncated_samples,
+                    lengths: train.lengths.clone(),
+                    validation: prepared.validation.len(),
+                    labels: if model.config.is_encoder() { dataset.labels.clone() } else { Vec::new() },
+                    refusal: train.refusal.clone(),
+                    beginning: beginning.chars().take(200).collect(),
                 };
                 (self.tell)(event);
             }
@@ -479,43 +575,104 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             self.coordinator.phase(),
             RunPhase::Loading | RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_)
         );
-        if running {
+        if running || self.checking {
             return Err((About::Run, "A run is under way: stop it before you start another.".into()));
         }
         let (model, source, base) =
             self.model.clone().ok_or((About::Model, "Choose a model first.".to_owned()))?;
         model.config.targets(&settings.targets).map_err(|error| (About::Settings, error.to_string()))?;
-        let text = self.text.as_ref().ok_or((About::Text, "Choose a text first.".to_owned()))?;
-        let examples = model.encode(&text.dataset, &settings).map_err(said(About::Text))?.examples;
-        let (device, texts) = (self.device.clone(), self.texts.clone());
-        let engine = HostEngine::new(device, model.clone(), examples, settings.clone(), texts);
+        let text = self.text.as_ref().and_then(|text| text.dataset.clone());
+        let dataset = text.ok_or((About::Text, "Choose a text first.".to_owned()))?;
+        let prepared = model.prepare(&dataset, None, &settings).map_err(said(About::Text))?;
         let blocks = u16::try_from(model.config.num_hidden_layers)
             .map_err(|_| (About::Model, "The model has too many blocks.".to_owned()))?;
         // What a sample reads before it is trained is the natural beginning; otherwise the begin token is.
-        let first = text.dataset.samples.first().and_then(|sample| sample.segments(None).ok());
-        self.sample_prompt = match first.as_ref().and_then(|parts| parts.first()) {
+        let first = dataset.samples.first();
+        let segments = first.and_then(|sample| sample.segments(model.template.as_ref()).ok());
+        self.sample_prompt = match segments.as_deref().and_then(<[_]>::first) {
             Some(segment) if !segment.train => segment.text.clone(),
             Some(segment) if model.config.bos_token_id.is_none() => {
                 segment.text.split_whitespace().next().unwrap_or_default().into()
             }
             _ => String::new(),
         };
+        let Some(manifest) = self.manifest_of(&model) else {
+            self.check(model, settings);
+            return Ok(());
+        };
+        let run_config = prepared.config.clone();
+        let (device, requests) = (self.device.clone(), self.requests.clone());
+        let mut engine = HostEngine::new(device, model.clone(), prepared, settings.clone(), requests);
+        engine
+            .check_files(manifest.clone(), self.cache.clone())
+            .map_err(|e| (About::Model, e.to_string()))?;
+        self.shelf = Some(Rc::new(Shelf::new(model.clone(), manifest.clone(), self.cache.clone())));
+        let manifest = manifest_bytes(&manifest);
+        let head = engine.trains_head();
         self.engines += 1;
         self.engine = Some(engine);
-        self.told_end = false;
+        (self.told_end, self.judged_before) = (false, false);
         let config = model.config_text.clone();
-        self.run_model = Some((model, base));
+        self.run_model = Some((model, base, run_config));
         self.settings = settings.clone();
-        let (states, manifest) = (Vec::new(), Vec::new());
-        let start = Start { settings, blocks, source, config, manifest, states, head: false };
+        let states = Vec::new();
+        let start = Start { settings, blocks, source, config, manifest, states, head };
         self.handle(Event::Start(Box::new(start)));
         Ok(())
     }
 
+    /// What the model's files are, if they were read already.
+    fn manifest_of(&self, model: &Rc<Model>) -> Option<Manifest> {
+        let known = self.manifest.as_ref().filter(|(known, _)| Rc::ptr_eq(known, model));
+        known.map(|(_, manifest)| manifest.clone())
+    }
+
+    /// Reads all of the model's files once; the run starts after it.
+    fn check(&mut self, model: Rc<Model>, settings: Settings) {
+        self.checking = true;
+        let (cache, inputs, environment) =
+            (self.cache.clone(), self.inputs.clone(), self.environment.clone());
+        let check = async move {
+            let total = model.weight_files.iter().map(|(_, size)| size).sum();
+            let names: Vec<String> = model.weight_files.iter().map(|(name, _)| name.clone()).collect();
+            environment.breathe().await;
+            let mut loaded = 0;
+            let manifest = Manifest::make(&model.files, &names, &cache, |bytes| {
+                loaded += bytes;
+                // The loop that reads it is the one that waits for this.
+                let _ = inputs.unbounded_send(Input::Progress(loaded, total));
+            })
+            .await;
+            Side::Checked { model, settings: Box::new(settings), manifest }
+        };
+        self.sides.push(check.boxed_local());
+    }
+
+    /// Begins to judge the model as it is after `done` steps; false if there is nothing to judge by.
+    fn judge(&mut self, done: u32) -> bool {
+        let requests = self.requests.evaluation.borrow_mut().begin(done);
+        for request in requests.clone() {
+            self.handle(Event::Infer { request });
+        }
+        !requests.is_empty()
+    }
+
+    /// A pass that judges is over.
+    fn judged(&mut self) {
+        let Some((done, judgement)) = self.requests.evaluation.borrow_mut().over() else { return };
+        if let Some(judgement) = judgement {
+            (self.tell)(HostEvent::Judged { done, judgement });
+        }
+        match done {
+            0 => self.loaded(),
+            _ => self.handle(Event::Evaluated),
+        }
+    }
+
     fn generate(&mut self, request: u32, text: &TextRequest) -> Result<(), EngineError> {
-        let (model, _) = self.run_model.as_ref().ok_or(EngineError::NotLoaded)?;
+        let (model, ..) = self.run_model.as_ref().ok_or(EngineError::NotLoaded)?;
         let text = Text::begin(model, text)?;
-        self.texts.borrow_mut().insert(request, text);
+        self.requests.texts.borrow_mut().insert(request, text);
         self.handle(Event::Infer { request });
         Ok(())
     }
@@ -533,7 +690,11 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
 
     fn loaded(&mut self) {
         // The plan may have changed while the text before was being written: it goes on by itself.
-        if self.texts.borrow().get(BEFORE).is_some() {
+        if self.requests.texts.borrow().get(BEFORE).is_some() || self.requests.evaluation.borrow().is_open() {
+            return;
+        }
+        let due = self.settings.evaluates_after(0);
+        if !std::mem::replace(&mut self.judged_before, true) && due && self.judge(0) {
             return;
         }
         if !self.sample(BEFORE) {
@@ -551,8 +712,11 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     }
 
     fn inferred(&mut self, request: u32, done: bool) {
-        let Some((model, _)) = self.run_model.clone() else { return };
-        let text = self.texts.borrow().get(request).map(|text| text.decode(&model));
+        if Evaluation::is_request(request) {
+            return self.judged();
+        }
+        let Some((model, ..)) = self.run_model.clone() else { return };
+        let text = self.requests.texts.borrow().get(request).map(|text| text.decode(&model));
         match text {
             Some(Ok(text)) => match request {
                 BEFORE | AFTER if done => {
@@ -568,16 +732,16 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         if !done {
             return self.handle(Event::Infer { request });
         }
-        self.texts.borrow_mut().remove(request);
+        self.requests.texts.borrow_mut().remove(request);
         if request == BEFORE && self.coordinator.phase() == RunPhase::Loaded {
             self.go();
         }
     }
 
     fn adapter(&self) -> Result<Vec<u8>, EngineError> {
-        let (model, base) = self.run_model.as_ref().ok_or(EngineError::NoStep)?;
+        let (_, base, config) = self.run_model.as_ref().ok_or(EngineError::NoStep)?;
         let states = self.coordinator.states();
-        let adapter = adapter::from_states(states, &self.settings, &model.config, base.clone())?;
-        adapter::to_zip(&adapter, &model.config)
+        let adapter = adapter::from_states(states, &self.settings, config, base.clone())?;
+        adapter::to_zip(&adapter, config)
     }
 }

@@ -1,13 +1,16 @@
 //! The loop of a stage.
 
-use super::files::{HostFiles, Questions};
+use super::files::{MOST_QUESTIONS, Questions, StageSource, manifest};
 use super::{Environment, Input, Inputs, Net};
+use crate::cache::AnyCache;
 use crate::error::EngineError;
 use crate::stage::StageEngine;
-use baton_formats::{Files, FilesError, ModelConfig, UrlFiles};
+use baton_formats::files::FilesSource;
+use baton_formats::{ChunkCache, FilesError, ModelConfig, UrlFiles, VerifiedFiles};
 use baton_model::Device;
 use baton_protocol::PeerId;
-use baton_protocol::message::{Device as Introduction, Message};
+use baton_protocol::link::Lane;
+use baton_protocol::message::{Device as Introduction, FileAnswer, MAX_CHUNK, Message};
 use baton_protocol::run::ModelSource;
 use baton_protocol::stage::{Done, Event, Job, Output, Stage, View};
 use baton_transport::{Arrival, Channel};
@@ -16,6 +19,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt, select};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -49,45 +53,20 @@ pub enum StageEvent {
     },
 }
 
-/// The files that an assignment names.
-enum StageFiles<C> {
-    Url(UrlFiles),
-    Host(HostFiles<C, StageCommand>),
-}
-
-impl<C> Files for StageFiles<C> {
-    async fn size(&self, name: &str) -> Result<u64, FilesError> {
-        match self {
-            Self::Url(files) => files.size(name).await,
-            Self::Host(files) => files.size(name).await,
-        }
-    }
-
-    async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
-        match self {
-            Self::Url(files) => files.read(name, range).await,
-            Self::Host(files) => files.read(name, range).await,
-        }
-    }
-
-    fn weights_file(&self) -> Option<String> {
-        match self {
-            Self::Url(files) => files.weights_file(),
-            Self::Host(files) => files.weights_file(),
-        }
-    }
-}
+/// The files that an assignment names, checked piece by piece.
+type StageFiles<C> = VerifiedFiles<StageSource<C, StageCommand>, AnyCache>;
 
 type Finished = (StageEngine, Result<Done, EngineError>);
 
 /// Runs a stage until it has ended and its last message is handed to its channel. `embedded` is the URL of the model
-/// that ships with the page.
+/// that ships with the page; `cache` keeps what is fetched, for the next time and for the neighbours.
 #[expect(clippy::too_many_arguments, reason = "a shell has that many things to give, each of its own type")]
 pub async fn run_stage<C: Channel + 'static>(
     host: PeerId,
     introduction: Introduction,
     device: Device,
     embedded: String,
+    cache: AnyCache,
     environment: impl Environment,
     inputs: Inputs<C, StageCommand>,
     mut queue: UnboundedReceiver<Input<C, StageCommand>>,
@@ -98,13 +77,15 @@ pub async fn run_stage<C: Channel + 'static>(
     let mut engine = Some(StageEngine::new(device));
     let mut jobs: FuturesUnordered<LocalBoxFuture<'_, Finished>> = FuturesUnordered::new();
     let questions = Rc::new(RefCell::new(Questions::default()));
+    // Questions of others, and how many each has open.
+    let mut answers: FuturesUnordered<LocalBoxFuture<'_, (PeerId, Message)>> = FuturesUnordered::new();
+    let mut asked: BTreeMap<PeerId, usize> = BTreeMap::new();
     loop {
         let mut changed = false;
         loop {
             for (peer, reason) in std::mem::take(&mut net.lost) {
-                if peer == host {
-                    questions.borrow_mut().give_up();
-                }
+                questions.borrow_mut().lost(peer);
+                asked.remove(&peer);
                 stage.handle(Event::Lost { peer, reason }, environment.now());
             }
             let Some(output) = stage.poll() else { break };
@@ -115,7 +96,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 Output::Job(job) => match engine.take() {
                     Some(mut engine) => {
                         let (environment, inputs) = (environment.clone(), inputs.clone());
-                        let files = open(&job, &embedded, &inputs, &questions);
+                        let files = open(&job, host, &embedded, &cache, &inputs, &questions);
                         jobs.push(
                             async move {
                                 environment.breathe().await;
@@ -125,7 +106,7 @@ pub async fn run_stage<C: Channel + 'static>(
                                 };
                                 let done = match files.transpose() {
                                     Ok(files) => engine.run(job, files.as_ref(), progress).await,
-                                    Err(error) => Err(error.into()),
+                                    Err(error) => Err(error),
                                 };
                                 (engine, done)
                             }
@@ -162,10 +143,29 @@ pub async fn run_stage<C: Channel + 'static>(
                 Input::Frame { id, bytes } => for arrival in net.frame(id, &bytes) {
                     match arrival {
                         Arrival::Linked { peer, lane } => {
+                            if lane == Lane::Bulk {
+                                questions.borrow_mut().linked(peer);
+                            }
                             stage.handle(Event::Linked { peer, lane }, now());
                         }
-                        Arrival::Message { from, message: Message::File { id, answer } } if from == host => {
-                            questions.borrow_mut().answer(id, answer);
+                        Arrival::Message { from, message: Message::File { id, answer } } => {
+                            questions.borrow_mut().answer(from, id, answer);
+                        }
+                        Arrival::Message { from, message: Message::ChunkRead { id, hash } } => {
+                            let open = asked.entry(from).or_default();
+                            if *open >= MOST_QUESTIONS || net.ports.queued(from) as u64 > 2 * MAX_CHUNK {
+                                let answer = FileAnswer::Error("too many questions at once".into());
+                                net.send(from, &Message::File { id, answer });
+                                continue;
+                            }
+                            *open += 1;
+                            let cache = cache.clone();
+                            let answer = async move {
+                                let bytes = cache.get(&hash).await;
+                                let answer = bytes.map_or(FileAnswer::Absent, FileAnswer::Bytes);
+                                (from, Message::File { id, answer })
+                            };
+                            answers.push(answer.boxed_local());
                         }
                         Arrival::Message { from, message } => {
                             stage.handle(Event::Message { from, message }, now());
@@ -183,8 +183,14 @@ pub async fn run_stage<C: Channel + 'static>(
                 }
                 Input::Command(StageCommand::Leave) => stage.handle(Event::Leave, now()),
                 Input::Progress(loaded, total) => stage.handle(Event::Progress { loaded, total }, now()),
-                Input::Ask(message) => net.send(host, &message),
+                Input::Ask(peer, message) => net.send(peer, &message),
             },
+            (peer, answer) = answers.select_next_some() => {
+                if let Some(open) = asked.get_mut(&peer) {
+                    *open = open.saturating_sub(1);
+                    net.send(peer, &answer);
+                }
+            }
             (back, done) = jobs.select_next_some() => {
                 engine = Some(back);
                 stage.handle(match done {
@@ -196,19 +202,36 @@ pub async fn run_stage<C: Channel + 'static>(
     }
 }
 
-/// The files for a job that loads blocks.
+/// The files for a job that loads blocks: from its neighbours, the host, and the hub where there is one; the model that
+/// ships with the page is nearer than any of them.
 fn open<C>(
     job: &Job,
+    host: PeerId,
     embedded: &str,
+    cache: &AnyCache,
     inputs: &Inputs<C, StageCommand>,
     questions: &Rc<RefCell<Questions>>,
-) -> Option<Result<StageFiles<C>, FilesError>> {
+) -> Option<Result<StageFiles<C>, EngineError>> {
     let Job::Load(assign) = job else { return None };
-    Some(match &assign.source {
-        ModelSource::Embedded => UrlFiles::new(embedded).map(StageFiles::Url),
-        ModelSource::Url(url) => UrlFiles::new(url).map(StageFiles::Url),
-        ModelSource::Host => {
-            Ok(StageFiles::Host(HostFiles { inputs: inputs.clone(), questions: questions.clone() }))
+    let files = || {
+        let manifest = manifest(&assign.manifest)?;
+        let peer =
+            |peer: PeerId| StageSource::Peer { peer, inputs: inputs.clone(), questions: questions.clone() };
+        let url = |address: &str| {
+            let files = UrlFiles::new(address)?;
+            Ok::<_, FilesError>(StageSource::Url(Box::new(FilesSource::new(files, &manifest))))
+        };
+        // The host stands at both ends of the ring under a number of its own.
+        let neighbours = [assign.prev, assign.next].into_iter().filter(|id| *id != PeerId::HOST);
+        let mut sources = match &assign.source {
+            ModelSource::Embedded => vec![url(embedded)?],
+            ModelSource::Url(_) | ModelSource::Host => neighbours.map(peer).collect(),
+        };
+        sources.push(peer(host));
+        if let ModelSource::Url(address) = &assign.source {
+            sources.push(url(address)?);
         }
-    })
+        Ok(VerifiedFiles::new(manifest.clone(), sources, cache.clone())?)
+    };
+    Some(files())
 }

@@ -1,12 +1,14 @@
 //! A room in one process: a host and stages on threads of execution of their own, joined by channels in memory.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use baton_engine::cache::AnyCache;
+use baton_engine::evaluate::Judgement;
 use baton_engine::node::{
     Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue,
     run_host, run_stage,
 };
 use baton_engine::source::AnyFiles;
-use baton_formats::MemoryFiles;
+use baton_formats::{MemoryCache, MemoryFiles};
 use baton_protocol::PeerId;
 use baton_protocol::coordinator::RunPhase;
 use baton_protocol::link::Lane;
@@ -39,6 +41,7 @@ pub(crate) struct Outcome {
     /// The adapter archive.
     pub(crate) zip: Vec<u8>,
     pub(crate) samples: Vec<String>,
+    pub(crate) judged: Vec<(u32, Judgement)>,
     pub(crate) errors: Vec<String>,
     pub(crate) phase: Option<RunPhase>,
     pub(crate) stage_blocks: Vec<Option<std::ops::Range<u16>>>,
@@ -67,6 +70,11 @@ fn connect<A: 'static, B: 'static>(
     let (end_a, end_b) = MemoryChannel::pair();
     give(inputs_a, b, lane, end_a);
     give(inputs_b, a, lane, end_b);
+}
+
+/// Pieces of models that a device keeps.
+fn cache() -> AnyCache {
+    AnyCache::Memory(Rc::new(MemoryCache::new(64 << 20)))
 }
 
 /// Runs a room of `stages` devices to its end. With `lose`, that stage leaves after that many steps.
@@ -101,8 +109,17 @@ pub(crate) fn run_room(
         };
         let introduction = Device { name: format!("stage {index}"), backend: "CPU".into() };
         let device = baton_model::cpu();
-        let run =
-            run_stage(HOST, introduction, device, String::new(), environment.clone(), inputs, queue, tell);
+        let run = run_stage(
+            HOST,
+            introduction,
+            device,
+            String::new(),
+            cache(),
+            environment.clone(),
+            inputs,
+            queue,
+            tell,
+        );
         spawner.spawn_local(run).unwrap();
     }
     let tell = {
@@ -120,7 +137,11 @@ pub(crate) fn run_room(
                 host.unbounded_send(Input::Command(start)).unwrap();
             }
             match event {
-                HostEvent::Model { .. } | HostEvent::Text { .. } => {}
+                HostEvent::Model { .. }
+                | HostEvent::Text { .. }
+                | HostEvent::Inspected(_)
+                | HostEvent::Checking { .. } => {}
+                HostEvent::Judged { done, judgement } => outcome.borrow_mut().judged.push((done, judgement)),
                 HostEvent::Changed { phase, .. } => {
                     if let RunPhase::Paused(Some(_)) = phase {
                         host.unbounded_send(Input::Command(HostCommand::Resume)).unwrap();
@@ -150,7 +171,7 @@ pub(crate) fn run_room(
     host.unbounded_send(Input::Command(HostCommand::SetModel(Box::new(choice)))).unwrap();
     host.unbounded_send(Input::Command(HostCommand::SetText(text.0.into(), text.1))).unwrap();
     let introduction = Device { name: "host".into(), backend: "CPU".into() };
-    let run = run_host(introduction, baton_model::cpu(), environment, host, host_queue, tell);
+    let run = run_host(introduction, baton_model::cpu(), cache(), environment, host, host_queue, tell);
     spawner.spawn_local(run).unwrap();
     // Until nobody has anything to do: everything here answers at once.
     pool.run_until_stalled();
