@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use baton_formats::{BlockPart, EndPart, Files, HeadPart, TensorEntry, TensorIndex, TensorSpec};
-use baton_kernels::{FrozenBuilder, FrozenMatrix, Storage};
+use baton_kernels::{FrozenBuilder, FrozenMatrix, KernelError, Storage};
 use burn::tensor::{Device, Tensor};
 
 use crate::ModelError;
@@ -122,9 +122,16 @@ impl<'a, P: Part> Filling<'a, P> {
         storage: Storage,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let builder = FrozenBuilder::new(spec.part.storage(storage), dims(spec), device);
+        let [rows, columns] = dims(spec);
+        let builder = FrozenBuilder::new(spec.part.storage(storage), [rows, columns], device);
         let builder = builder.map_err(|error| ModelError::of_tensor(name, error))?;
-        Ok(Self { name: name.to_owned(), spec, builder, turned: spec.transposed.then(Vec::new) })
+        let mut turned = spec.transposed.then(Vec::new);
+        if let Some(values) = &mut turned {
+            // The builder would not have been made of more than can be counted.
+            let room = values.try_reserve_exact(rows.saturating_mul(columns));
+            room.map_err(|_| ModelError::of_tensor(name, KernelError::Size { rows, columns }))?;
+        }
+        Ok(Self { name: name.to_owned(), spec, builder, turned })
     }
 
     fn push(&mut self, values: &[f32]) -> Result<(), ModelError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use baton_formats::peft::LoraPair;
+use baton_formats::peft::{LoraPair, Place};
 use baton_formats::{ModelConfig, Projection};
 use burn::tensor::{Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -35,6 +35,26 @@ impl LoraSpec {
     /// The same rank and alpha for all blocks.
     pub fn new(rank: usize, alpha: f64, targets: Vec<Projection>) -> Self {
         Self { rank, alpha, targets, overrides: BTreeMap::new() }
+    }
+
+    /// What an adapter's settings say ([`AdapterConfig::places`](baton_formats::AdapterConfig::places)): one rank and
+    /// alpha where all places agree, and the others' own.
+    pub fn of_places(config: &ModelConfig, places: &[Place]) -> Self {
+        let of = |place: &Place| (place.rank, place.scale * place.rank as f64);
+        let (rank, alpha) = places.first().map_or((1, 1.0), of);
+        let adapted = |projection: &Projection| places.iter().any(|place| place.projection == *projection);
+        let mut spec = Self::new(rank, alpha, config.projections().filter(adapted).collect());
+        let places: BTreeMap<_, _> =
+            places.iter().map(|place| ((place.block, place.projection), of(place))).collect();
+        for block in 0..config.num_hidden_layers {
+            for &projection in &spec.targets {
+                let own = places.get(&(block, projection)).copied().unwrap_or((0, 0.0));
+                if own != (rank, alpha) {
+                    spec.overrides.insert((block, projection), own);
+                }
+            }
+        }
+        spec
     }
 
     /// What the update `B A` of a place is multiplied by: alpha / rank.

@@ -6,9 +6,9 @@ mod common;
 
 use std::path::Path;
 
-use baton_formats::MemoryFiles;
-use baton_model::{AdamW, BlockState, Lora, ModelError, Storage, Trainer, cpu};
-use common::family::{Family, NAMES, pattern_spec};
+use baton_formats::{AdapterConfig, MemoryFiles};
+use baton_model::{AdamW, BlockState, Lora, LoraSpec, ModelError, Storage, Trainer, cpu};
+use common::family::{Family, NAMES};
 use common::{Golden, golden_path, relative};
 use futures::executor::block_on;
 
@@ -104,9 +104,11 @@ fn packed_weights_give_what_their_numbers_give() {
 fn ranks_of_their_own_are_those_of_peft() {
     block_on(async {
         let family = family("smollm2").await;
-        let path = golden_path("families/smollm2/adapter_pattern/adapter_model.safetensors");
-        let pairs = family.pairs(&Golden::parse(&std::fs::read(path).unwrap()), "");
-        let (config, spec, device) = (&family.config, pattern_spec(), &family.device);
+        let read = |name| std::fs::read(golden_path("families/smollm2/adapter_pattern").join(name)).unwrap();
+        let pairs = family.pairs(&Golden::parse(&read("adapter_model.safetensors")), "");
+        let (config, device) = (&family.config, &family.device);
+        let settings = AdapterConfig::parse(&read("adapter_config.json")).unwrap();
+        let spec = LoraSpec::of_places(config, &settings.places(config).unwrap());
         assert_eq!(pairs.len(), 6);
         let lora = Lora::from_pairs(config, &spec, 0..3, &pairs, device).unwrap();
         assert_eq!(lora.to_pairs().await.unwrap(), pairs);
@@ -123,6 +125,19 @@ fn ranks_of_their_own_are_those_of_peft() {
             let bytes = state.to_bytes();
             assert_eq!(bytes.len(), BlockState::length(&spec, config, state.block));
             assert_eq!(BlockState::from_bytes(&spec, config, &bytes).unwrap(), state);
+        }
+    });
+}
+
+#[test]
+fn an_adapter_of_one_rank_needs_no_ranks_of_their_own() {
+    block_on(async {
+        for name in ["gpt2", "bert", "gemma3"] {
+            let family = family(name).await;
+            let path = golden_path("families").join(name).join("adapter/adapter_config.json");
+            let settings = AdapterConfig::parse(&std::fs::read(path).unwrap()).unwrap();
+            let places = settings.places(&family.config).unwrap();
+            assert_eq!(LoraSpec::of_places(&family.config, &places), family.spec());
         }
     });
 }

@@ -5,9 +5,7 @@ use std::ops::Range;
 
 use baton_formats::layout::{block_tensors, end_tensors, path};
 use baton_formats::peft::LoraPair;
-use baton_formats::{
-    Label, MemoryFiles, ModelConfig, Projection, TensorIndex, TensorSpec, write_safetensors,
-};
+use baton_formats::{Label, MemoryFiles, ModelConfig, TensorIndex, TensorSpec, write_safetensors};
 use baton_kernels::FrozenMatrix;
 use baton_model::{
     AdamW, Blocks, ClassifierHead, Device, Ends, HeadState, KvCache, Lora, LoraSpec, Storage, Tensor, Trainer,
@@ -421,24 +419,4 @@ fn same(found: &Outcome, expected: &Outcome, bound: f64, what: &str) {
         let error = relative(gradient, &expected.head[name]);
         assert!(error < bound, "{what}: the gradient of {name} {error:e}");
     }
-}
-
-/// smollm2's adapter with ranks and alphas of their own for some layers, and rsLoRA's scale: `adapter_pattern`.
-pub fn pattern_spec() -> LoraSpec {
-    let targets = [Projection::Q, Projection::V, Projection::Down];
-    let mut spec = LoraSpec::new(2, 6.0, targets.to_vec());
-    for block in 0..3 {
-        for projection in targets {
-            let rank = match (block, projection) {
-                (1, _) => 0,
-                (_, Projection::Down) => 5,
-                (2, Projection::Q) => 3,
-                _ => 2,
-            };
-            let alpha = if (block, projection) == (0, Projection::V) { 9.0 } else { 6.0 };
-            // rsLoRA divides by the root of the rank.
-            spec.overrides.insert((block, projection), (rank, alpha * (rank as f64).sqrt()));
-        }
-    }
-    spec
 }
