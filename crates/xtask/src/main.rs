@@ -3,6 +3,7 @@
 mod bench;
 mod browser;
 mod cargo;
+mod fuzz;
 mod page;
 mod process;
 mod serve;
@@ -33,6 +34,8 @@ enum Command {
     Bench(bench::Options),
     /// Build the page and the server.
     Build,
+    /// Give every reader hostile bytes (nightly Rust; five minutes a target).
+    Fuzz(fuzz::Options),
     /// Make static/model and static/sample.txt again, from a seed (about eight minutes).
     DefaultModel,
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::test(&workspace, &options),
         Command::Bench(options) => bench::bench(&workspace, &options).map(|()| true),
         Command::Build => serve::build(&workspace).map(|()| true),
+        Command::Fuzz(options) => fuzz::fuzz(&workspace, &options),
         Command::DefaultModel => default_model(&workspace).map(|()| true),
     });
     match outcome {

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 /// The last trunk that our toolchain builds: 0.22 wants rustc 1.96.
 const TRUNK_VERSION: &str = "0.21.14";
+const CARGO_FUZZ_VERSION: &str = "0.13.2";
 
 /// Whether what is missing may be installed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,19 @@ pub(crate) fn wasm_bindgen(workspace: &Workspace, install: Install) -> Result<()
 /// trunk.
 pub(crate) fn trunk(workspace: &Workspace, install: Install) -> Result<()> {
     cargo_tool(workspace, install, "trunk", &["trunk"], TRUNK_VERSION, 4)
+}
+
+/// cargo-fuzz, and the nightly toolchain that it needs.
+pub(crate) fn cargo_fuzz(workspace: &Workspace, install: Install) -> Result<()> {
+    let mut nightly = Command::new("rustc");
+    if process::output(nightly.env("RUSTUP_TOOLCHAIN", "nightly").arg("--version")).is_none() {
+        rustup(
+            install,
+            "Rust's nightly toolchain",
+            &["toolchain", "install", "nightly", "--profile", "minimal"],
+        )?;
+    }
+    cargo_tool(workspace, install, "cargo-fuzz", &["cargo-fuzz"], CARGO_FUZZ_VERSION, 2)
 }
 
 fn component(install: Install, component: &str, subcommand: &str) -> Result<()> {
