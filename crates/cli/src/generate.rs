@@ -47,7 +47,7 @@ impl Generate {
             None => None,
         };
         let request = TextRequest {
-            prompt: self.prompt,
+            prompt: self.prompt.into(),
             tokens: self.tokens,
             temperature: self.temperature,
             seed: self.seed,

@@ -233,6 +233,15 @@ impl Model {
         Ok(Prepared { train, validation, config })
     }
 
+    /// The longest sample in tokens: as the settings say, unless the model has learned fewer positions.
+    pub fn seq_len(&self, settings: &Settings) -> usize {
+        let wanted = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
+        match self.config.ends.first_position {
+            Some(first) => wanted.min(self.config.max_position_embeddings.saturating_sub(first)),
+            None => wanted,
+        }
+    }
+
     /// Encodes a text as the settings say.
     ///
     /// # Errors
@@ -240,11 +249,7 @@ impl Model {
     /// When there is nothing in it to learn.
     pub fn encode(&self, dataset: &Dataset, settings: &Settings) -> Result<Encoded, EngineError> {
         let append_eos = self.config.eos_token_ids.first().copied().filter(|_| settings.append_eos);
-        let mut seq_len = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
-        if let Some(first) = self.config.ends.first_position {
-            // Where positions are learned there are no more of them.
-            seq_len = seq_len.min(self.config.max_position_embeddings.saturating_sub(first));
-        }
+        let seq_len = self.seq_len(settings);
         let target = if self.config.is_encoder() { Target::Label } else { Target::Text };
         let encoding = Encoding { seq_len, append_eos, packing: settings.packing, target };
         let encoded = dataset::encode(dataset, &self.tokenizer, self.template.as_ref(), &encoding)?;
@@ -293,7 +298,12 @@ pub fn lora_spec(settings: &Settings, config: &ModelConfig) -> Result<LoraSpec, 
 
 /// How the settings have frozen weights kept.
 pub fn storage(settings: &Settings) -> Storage {
-    match settings.backbone {
+    backbone_storage(settings.backbone)
+}
+
+/// What a way to keep frozen weights is called in the kernels.
+pub fn backbone_storage(backbone: Backbone) -> Storage {
+    match backbone {
         Backbone::F32 => Storage::F32,
         Backbone::Bf16 => Storage::Bf16,
         Backbone::Int8 => Storage::Int8,

@@ -3,7 +3,7 @@
 
 use baton_engine::generate::generate;
 use baton_engine::source::{AnyFiles, Model};
-use baton_engine::texts::TextRequest;
+use baton_engine::texts::{Prompt, TextRequest};
 use baton_formats::{DirFiles, dataset};
 use baton_protocol::run::Settings;
 use baton_stories::model::{Recipe, loss};
@@ -83,7 +83,8 @@ fn it_knows_plain_stories_and_no_pirates() {
 fn greedy_from_the_begin_token_is_the_story_that_transformers_writes() {
     block_on(async {
         let model = model().await;
-        let request = TextRequest { prompt: String::new(), tokens: 128, temperature: 0.0, seed: 0 };
+        let request =
+            TextRequest { prompt: Prompt::Text(String::new()), tokens: 128, temperature: 0.0, seed: 0 };
         let text = generate(&model, None, &request, &baton_model::cpu(), |_| ()).await.unwrap();
         assert_eq!(text.decode(&model).unwrap(), GOLDEN.trim_end());
     });

@@ -8,9 +8,9 @@ use crate::error::EngineError;
 use crate::evaluate::{Evaluation, Judgement};
 use crate::host::{HostEngine, Requests};
 use crate::source::{AnyFiles, Model};
-use crate::texts::{Text, TextRequest};
+use crate::texts::{Prompt, Text, TextRequest};
 use baton_formats::dataset::{self, Inspection, Lengths, Mapping};
-use baton_formats::{Dataset, FilesError, Manifest, ModelConfig};
+use baton_formats::{Dataset, FilesError, Label, Manifest, ModelConfig, SampleBody};
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::coordinator::{
@@ -53,6 +53,8 @@ pub enum HostCommand {
     SetText(String, Vec<u8>),
     /// Reads the same text with other columns.
     MapText(Mapping),
+    /// Says how a run would cut and split the text.
+    Preview(Box<Settings>),
     /// Starts a run.
     Start(Box<Settings>),
     /// Pauses after the open step.
@@ -103,8 +105,10 @@ pub enum HostEvent {
         samples: usize,
         /// Records that were left out.
         skipped: usize,
-        /// Tokens, cut to the default length of a sequence.
+        /// Tokens, cut to the length of a sequence.
         tokens: u64,
+        /// That length, as [`HostCommand::Preview`] said.
+        seq_len: usize,
         /// Tokens that this cuts off.
         truncated: usize,
         /// Samples that it cuts.
@@ -113,8 +117,8 @@ pub enum HostEvent {
         lengths: Lengths,
         /// Samples that are kept out of training.
         validation: usize,
-        /// The classes that the samples are labelled with, where the model labels samples.
-        labels: Vec<String>,
+        /// The classes that the samples are labelled with, and how many have each, where the model labels samples.
+        labels: Vec<(String, usize)>,
         /// Why some conversations are left out, if any are.
         refusal: Option<String>,
         /// The first sample's beginning.
@@ -225,13 +229,15 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     choices: u32,
     text: Option<ChosenText>,
     settings: Settings,
+    /// How a text is cut and split before a run's settings say so.
+    preview: Settings,
     /// The engine of the run, while no job has it; counted, so that a job of an earlier run does not bring its own back.
     engine: Option<HostEngine>,
     engines: u32,
     requests: Requests,
     /// Whether the model was judged before the first step.
     judged_before: bool,
-    sample_prompt: String,
+    sample_prompt: Prompt,
     /// The pieces of the run's model, for the others.
     shelf: Option<Rc<Shelf>>,
     /// A model's files as they were found, while it is the chosen one.
@@ -271,11 +277,12 @@ pub async fn run_host<C: Channel + 'static>(
         choices: 0,
         text: None,
         settings: Settings::default(),
+        preview: Settings::default(),
         engine: None,
         engines: 0,
         requests: Requests::default(),
         judged_before: false,
-        sample_prompt: String::new(),
+        sample_prompt: Prompt::Text(String::new()),
         shelf: None,
         manifest: None,
         checking: false,
@@ -496,6 +503,13 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 Err(error) => self.error(About::Text, &error),
             },
             HostCommand::MapText(mapping) => self.map_text(&mapping),
+            HostCommand::Preview(settings) => match settings.validate() {
+                Ok(()) => {
+                    self.preview = *settings;
+                    self.describe_text();
+                }
+                Err(error) => self.error(About::Settings, &error),
+            },
             HostCommand::Start(settings) => {
                 if let Err((about, message)) = self.start(*settings) {
                     self.error(about, &message);
@@ -542,7 +556,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             return;
         };
         let Some((model, ..)) = &self.model else { return };
-        match model.prepare(&dataset, None, &self.settings) {
+        match model.prepare(&dataset, None, &self.preview) {
             Ok(prepared) => {
                 let train = &prepared.train;
                 let first = dataset.samples.first();
@@ -557,8 +571,9 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     truncated: train.truncated_tokens,
                     truncated_samples: train.truncated_samples,
                     lengths: train.lengths.clone(),
+                    seq_len: model.seq_len(&self.preview),
                     validation: prepared.validation.len(),
-                    labels: if model.config.is_encoder() { dataset.labels.clone() } else { Vec::new() },
+                    labels: if model.config.is_encoder() { classes(&dataset) } else { Vec::new() },
                     refusal: train.refusal.clone(),
                     beginning: beginning.chars().take(200).collect(),
                 };
@@ -589,12 +604,15 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         // What a sample reads before it is trained is the natural beginning; otherwise the begin token is.
         let first = dataset.samples.first();
         let segments = first.and_then(|sample| sample.segments(model.template.as_ref()).ok());
+        let templated = model.template.is_some()
+            && first.is_some_and(|s| matches!(s.body, SampleBody::Chat(_) | SampleBody::Task { .. }));
         self.sample_prompt = match segments.as_deref().and_then(<[_]>::first) {
-            Some(segment) if !segment.train => segment.text.clone(),
+            Some(segment) if !segment.train && templated => Prompt::Templated(segment.text.clone()),
+            Some(segment) if !segment.train => Prompt::Text(segment.text.clone()),
             Some(segment) if model.config.bos_token_id.is_none() => {
-                segment.text.split_whitespace().next().unwrap_or_default().into()
+                Prompt::Text(segment.text.split_whitespace().next().unwrap_or_default().into())
             }
-            _ => String::new(),
+            _ => Prompt::Text(String::new()),
         };
         let Some(manifest) = self.manifest_of(&model) else {
             self.check(model, settings);
@@ -716,12 +734,12 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             return self.judged();
         }
         let Some((model, ..)) = self.run_model.clone() else { return };
-        let text = self.requests.texts.borrow().get(request).map(|text| text.decode(&model));
+        let read = |text: &Text| Ok::<_, EngineError>((text.decode_prompt(&model)?, text.decode(&model)?));
+        let text = self.requests.texts.borrow().get(request).map(read);
         match text {
-            Some(Ok(text)) => match request {
+            Some(Ok((prompt, text))) => match request {
                 BEFORE | AFTER if done => {
-                    let (after, prompt) = (request == AFTER, self.sample_prompt.clone());
-                    (self.tell)(HostEvent::Sample { after, prompt, text });
+                    (self.tell)(HostEvent::Sample { after: request == AFTER, prompt, text });
                 }
                 BEFORE | AFTER => {}
                 request => (self.tell)(HostEvent::Generated { request, text, done }),
@@ -744,4 +762,17 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let adapter = adapter::from_states(states, &self.settings, config, base.clone())?;
         adapter::to_zip(&adapter, config)
     }
+}
+
+/// The classes of a data set, and how many of its samples have each.
+fn classes(dataset: &Dataset) -> Vec<(String, usize)> {
+    let mut classes: Vec<_> = dataset.labels.iter().map(|name| (name.clone(), 0)).collect();
+    for sample in &dataset.samples {
+        if let Some(Label::Class(class)) = sample.label
+            && let Some((_, count)) = usize::try_from(class).ok().and_then(|class| classes.get_mut(class))
+        {
+            *count += 1;
+        }
+    }
+    classes
 }
