@@ -3,13 +3,13 @@
 use crate::format;
 use baton_protocol::{
     codec::Precision,
-    run::{LrSchedule, Settings, SettingsError},
+    run::{Backbone, LrSchedule, Settings, SettingsError},
 };
+use baton_web_api::TargetInfo;
 use serde::{Deserialize, Serialize};
 
-/// The projections that can have an adapter.
-pub(crate) const TARGETS: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// The name that means every projection, whatever the model calls them.
+pub(crate) const ALL_LINEAR: &str = "all-linear";
 
 /// JavaScript's numbers are exact up to here.
 const MAX_SEED: u64 = (1 << 53) - 1;
@@ -36,6 +36,9 @@ pub(crate) struct Form {
     pub(crate) packing: bool,
     pub(crate) boundary: String,
     pub(crate) recompute: bool,
+    pub(crate) backbone: String,
+    pub(crate) validation: String,
+    pub(crate) evaluate_every: String,
     pub(crate) sample_tokens: String,
 }
 
@@ -66,6 +69,9 @@ impl Default for Form {
             packing: s.packing,
             boundary: if s.boundary == Precision::F32 { "f32" } else { "f16" }.into(),
             recompute: s.recompute,
+            backbone: s.backbone.name().into(),
+            validation: s.validation.to_string(),
+            evaluate_every: s.evaluate_every.to_string(),
             sample_tokens: s.sample_tokens.to_string(),
         }
     }
@@ -109,6 +115,7 @@ impl From<SettingsError> for Wrong {
                 "learning rate" => "set-lr",
                 "weight decay" => "set-weight_decay",
                 "gradient clip" => "set-grad_clip",
+                "validation share" => "set-validation",
                 _ => "settings",
             },
             SettingsError::TooManyMicroBatches { .. } => "set-micro_batches",
@@ -194,6 +201,19 @@ impl Form {
             packing: self.packing,
             boundary: if self.boundary == "f32" { Precision::F32 } else { Precision::F16 },
             recompute: self.recompute,
+            backbone: self.backbone(),
+            validation: read(
+                "set-validation",
+                "Kept for validation",
+                "a share from 0 (none) to 0.5, such as 0.1",
+                &self.validation,
+            )?,
+            evaluate_every: read(
+                "set-evaluate_every",
+                "Steps between judgements",
+                "a whole number, 0 (only before and after) or more",
+                &self.evaluate_every,
+            )?,
             sample_tokens: read(
                 "set-sample_tokens",
                 "Sample length",
@@ -207,6 +227,45 @@ impl Form {
         }
         settings.validate()?;
         Ok(settings)
+    }
+
+    /// How frozen weights are to be kept.
+    pub(crate) fn backbone(&self) -> Backbone {
+        self.backbone.parse().unwrap_or_default()
+    }
+
+    /// Whether a projection is to have an adapter.
+    pub(crate) fn has_target(&self, name: &str) -> bool {
+        self.targets.iter().any(|target| target == ALL_LINEAR || target == name)
+    }
+
+    /// Chooses the projections of which `is_chosen` is true; all of them are [`ALL_LINEAR`].
+    fn choose_targets(&mut self, of: &[TargetInfo], is_chosen: impl Fn(&str) -> bool) {
+        let chosen: Vec<String> =
+            of.iter().filter(|target| is_chosen(&target.name)).map(|target| target.name.clone()).collect();
+        self.targets = if chosen.len() == of.len() { vec![ALL_LINEAR.to_owned()] } else { chosen };
+    }
+
+    /// Puts an adapter on a projection of a model that has those of `of`, or takes it off.
+    pub(crate) fn set_target(&mut self, of: &[TargetInfo], name: &str, on: bool) {
+        let before = self.clone();
+        self.choose_targets(of, |other| if other == name { on } else { before.has_target(other) });
+    }
+
+    /// Puts an adapter on every projection, or on none.
+    pub(crate) fn set_all_targets(&mut self, on: bool) {
+        self.targets = if on { vec![ALL_LINEAR.to_owned()] } else { Vec::new() };
+    }
+
+    /// Keeps the choice of projections if another model has all of them; otherwise chooses all that it has.
+    pub(crate) fn fit_targets(&mut self, of: &[TargetInfo]) {
+        let before = self.clone();
+        let known = |name: &String| name == ALL_LINEAR || of.iter().any(|target| target.name == *name);
+        if before.targets.iter().all(known) {
+            self.choose_targets(of, |name| before.has_target(name));
+        } else {
+            self.set_all_targets(true);
+        }
     }
 }
 
@@ -254,7 +313,7 @@ mod tests {
     #[wasm_bindgen_test(unsupported = test)]
     fn every_range_points_at_its_own_field() {
         type Set = fn(&mut Form);
-        let wrong: [(&str, Set); 8] = [
+        let wrong: [(&str, Set); 9] = [
             ("set-batch_size", |f| f.batch_size = "0".into()),
             ("set-micro_batches", |f| f.micro_batches = "0".into()),
             ("set-seq_len", |f| f.seq_len = "1".into()),
@@ -263,11 +322,49 @@ mod tests {
             ("set-lr", |f| f.lr = "11".into()),
             ("set-weight_decay", |f| f.weight_decay = "-1".into()),
             ("set-grad_clip", |f| f.grad_clip = "-1".into()),
+            ("set-validation", |f| f.validation = "0.9".into()),
         ];
         for (field, spoil) in wrong {
             let mut form = Form::default();
             spoil(&mut form);
             assert_eq!(form.settings().map_err(|wrong| wrong.field), Err(field));
+        }
+    }
+
+    fn targets(names: &[&str]) -> Vec<TargetInfo> {
+        let target = |name: &&str| TargetInfo { name: (*name).to_owned(), modules: vec![(*name).to_owned()] };
+        names.iter().map(target).collect()
+    }
+
+    #[wasm_bindgen_test(unsupported = test)]
+    fn a_choice_of_projections_outlives_models_that_have_them() {
+        let (llama, gpt2) = (targets(&["q_proj", "k_proj", "up_proj"]), targets(&["c_attn", "c_fc"]));
+        let mut form = Form { targets: vec!["q_proj".into(), "k_proj".into()], ..Form::default() };
+        form.fit_targets(&llama);
+        assert_eq!(form.targets, ["q_proj", "k_proj"]);
+        form.fit_targets(&gpt2);
+        assert_eq!(form.targets, [ALL_LINEAR]);
+        form.fit_targets(&llama);
+        assert!(form.has_target("up_proj"));
+    }
+
+    #[wasm_bindgen_test(unsupported = test)]
+    fn all_projections_are_one_word() {
+        let llama = targets(&["q_proj", "k_proj"]);
+        let mut form = Form { targets: vec![ALL_LINEAR.into()], ..Form::default() };
+        form.set_target(&llama, "q_proj", false);
+        assert_eq!(form.targets, ["k_proj"]);
+        form.set_target(&llama, "q_proj", true);
+        assert_eq!(form.targets, [ALL_LINEAR]);
+        form.set_all_targets(false);
+        assert_eq!(form.settings().map_err(|wrong| wrong.field), Err(TARGETS_FIELD));
+    }
+
+    #[wasm_bindgen_test(unsupported = test)]
+    fn every_way_to_keep_frozen_weights_reads_back() {
+        for backbone in Backbone::ALL {
+            let form = Form { backbone: backbone.name().into(), ..Form::default() };
+            assert_eq!(form.settings().map(|settings| settings.backbone), Ok(backbone));
         }
     }
 }

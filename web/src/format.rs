@@ -30,11 +30,20 @@ pub(crate) fn plural(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(n), if n == 1 { one } else { many })
 }
 
-/// Bytes as kB or MB.
+/// Bytes as kB, MB or GB.
 pub(crate) fn bytes(n: u64) -> String {
     #[allow(clippy::cast_precision_loss)] // three digits are shown
     let x = n as f64;
-    if n < 1_000_000 { format!("{:.0} kB", x / 1e3) } else { format!("{:.1} MB", x / 1e6) }
+    match n {
+        0..1_000_000 => format!("{:.0} kB", x / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", x / 1e6),
+        _ => format!("{:.1} GB", x / 1e9),
+    }
+}
+
+/// A share as `12.3%`.
+pub(crate) fn percent(share: f64) -> String {
+    if share.is_finite() { format!("{:.1}%", share * 100.0) } else { "–".into() }
 }
 
 /// Seconds as `2 min 5 s`.
@@ -98,6 +107,8 @@ mod tests {
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");
         assert_eq!(count(259_000), "259 k");
+        assert_eq!(bytes(1_500_000_000), "1.5 GB");
+        assert_eq!(percent(0.8524), "85.2%");
         assert_eq!(duration(125.2), "2 min 5 s");
         assert_eq!(duration(f64::NAN), "–");
         assert_eq!(blocks((0, 1)), "block 1");

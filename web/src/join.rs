@@ -5,6 +5,7 @@ use crate::{
     browser::{self, WakeLock},
     engine::{Beside, Engine, EngineEvent},
     format,
+    storage::StoragePanel,
     track::{Station, Track},
 };
 use baton_protocol::{
@@ -14,7 +15,7 @@ use baton_protocol::{
     signal::{ErrorCode, IceServer, Role},
 };
 use baton_transport::browser::{Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
-use baton_web_api::{DeviceState, ErrorAbout, FromWorker, StageInfo, ToWorker};
+use baton_web_api::{CacheInfo, DeviceState, ErrorAbout, FromWorker, StageInfo, ToWorker};
 use gloo::timers::callback::Timeout;
 use leptos::prelude::*;
 
@@ -65,6 +66,8 @@ struct Visit {
     backend: RwSignal<Option<String>>,
     error: RwSignal<Option<String>>,
     name: RwSignal<String>,
+    cache: RwSignal<Option<CacheInfo>>,
+    cache_error: RwSignal<Option<String>>,
     secret: StoredValue<RoomSecret>,
     held: StoredValue<Held, LocalStorage>,
 }
@@ -197,14 +200,19 @@ impl Visit {
                     self.stand.set(Stand::InRoom(view));
                 }
             },
+            FromWorker::Cache { cache } => self.cache.set(Some(cache)),
+            FromWorker::Error { about: ErrorAbout::Cache, message } => self.cache_error.set(Some(message)),
             FromWorker::Error { about: ErrorAbout::Engine, message } => self.end(message, true),
             FromWorker::Error { message, .. } => self.error.set(Some(message)),
             // What only a host's engine says.
             FromWorker::Model { .. }
+            | FromWorker::Inspected { .. }
             | FromWorker::Text { .. }
             | FromWorker::Devices { .. }
+            | FromWorker::Checking { .. }
             | FromWorker::Phase { .. }
             | FromWorker::Step { .. }
+            | FromWorker::Judged { .. }
             | FromWorker::Sample { .. }
             | FromWorker::Generated { .. }
             | FromWorker::Adapter { .. } => {}
@@ -354,6 +362,8 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
         backend: RwSignal::new(None),
         error: RwSignal::new(None),
         name: RwSignal::new(browser::device_name()),
+        cache: RwSignal::new(None),
+        cache_error: RwSignal::new(None),
         secret: StoredValue::new(secret),
         held: StoredValue::new_local(Held::default()),
     };
@@ -520,6 +530,16 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
                     on:change=rename
                 />
             </section>
+            <div hidden=over>
+                <StoragePanel
+                    cache=visit.cache
+                    error=visit.cache_error
+                    say=move |message| {
+                        visit.cache_error.set(None);
+                        visit.say(message, Beside::Nothing);
+                    }
+                />
+            </div>
         </main>
     }
 }

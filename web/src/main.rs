@@ -20,6 +20,10 @@ mod ids;
 #[cfg(target_arch = "wasm32")]
 mod join;
 #[cfg(target_arch = "wasm32")]
+mod lengths;
+#[cfg(target_arch = "wasm32")]
+mod storage;
+#[cfg(target_arch = "wasm32")]
 mod track;
 
 #[cfg(target_arch = "wasm32")]

@@ -5,6 +5,13 @@
 //! `RTCDataChannel` ([`ToWorker::Channel`]), `files` an array of `File` ([`ModelChoice::Folder`]) and `bytes` an
 //! `ArrayBuffer` (the text of [`ToWorker::SetText`], the archive of [`FromWorker::Adapter`]).
 
+pub use baton_formats::chat::ChatMessage;
+pub use baton_formats::dataset::{
+    Column, ColumnView, Form, Format, Inspection, LabelKind, Lengths, Mapping, Role,
+};
+pub use baton_formats::metrics::{Classification, Correlation};
+
+use baton_protocol::run::Backbone;
 use baton_protocol::{PeerId, Step, link::Lane, run::Settings};
 use serde::{Deserialize, Serialize};
 
@@ -44,10 +51,22 @@ pub enum ToWorker {
         /// Which.
         model: ModelChoice,
     },
-    /// Reads and tokenises a text, given in `bytes`; answered by [`FromWorker::Text`] or an error.
+    /// Reads a text, given in `bytes`; answered by [`FromWorker::Inspected`] or an error and then, as soon as there is a
+    /// model to count its tokens, by [`FromWorker::Text`] or an error.
     SetText {
         /// A file name; its ending tells the format.
         name: String,
+    },
+    /// Reads the same text with other columns; answered as [`ToWorker::SetText`] is, but for the inspection.
+    MapText {
+        /// Which column is what.
+        mapping: Mapping,
+    },
+    /// Says how long samples may be, and how many are kept aside, before a run does; answered by [`FromWorker::Text`] if
+    /// there is a text and a model.
+    Preview {
+        /// As in [`ToWorker::Start`].
+        settings: Settings,
     },
     /// Starts the run with the chosen model and text over the devices that are there.
     Start {
@@ -60,12 +79,12 @@ pub enum ToWorker {
     Resume,
     /// Ends the run; the adapter of the last complete step remains.
     Stop,
-    /// Writes a continuation with the model as it is now; answered by [`FromWorker::Generated`], a token at a time.
+    /// Writes with the model as it is now; answered by [`FromWorker::Generated`], a token at a time.
     Generate {
         /// Chosen by the page, given back with the answer.
         request: u32,
-        /// The beginning; empty starts from the begin token.
-        prompt: String,
+        /// What it goes on from.
+        prompt: Prompt,
         /// How many tokens at the most.
         tokens: u32,
         /// 0 is greedy.
@@ -77,6 +96,26 @@ pub enum ToWorker {
     Remove {
         /// Which.
         peer: PeerId,
+    },
+    /// Asks how much of models is kept on this device; answered by [`FromWorker::Cache`].
+    CacheUsage,
+    /// Deletes what is kept of models on this device; answered by [`FromWorker::Cache`], after an error if something stays.
+    ClearCache,
+}
+
+/// What a model goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Prompt {
+    /// The beginning of a text; empty starts from the begin token.
+    Text {
+        /// The beginning.
+        text: String,
+    },
+    /// A conversation, which the assistant is to go on with: for a model with a chat template.
+    Chat {
+        /// What was said.
+        messages: Vec<ChatMessage>,
     },
 }
 
@@ -122,6 +161,11 @@ pub enum FromWorker {
         /// What to show.
         model: ModelInfo,
     },
+    /// What the chosen text was found to be; it is read so unless [`ToWorker::MapText`] says otherwise.
+    Inspected {
+        /// Its form and its columns.
+        inspection: Inspection,
+    },
     /// The chosen text can be used.
     Text {
         /// What to show.
@@ -132,6 +176,13 @@ pub enum FromWorker {
         /// The host first.
         devices: Vec<DeviceInfo>,
     },
+    /// All of the model's files are read once before a run, so that each device can tell its pieces by their hashes.
+    Checking {
+        /// Bytes read.
+        loaded: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// The run entered another phase.
     Phase {
         /// Which.
@@ -141,6 +192,11 @@ pub enum FromWorker {
     Step {
         /// What to draw.
         report: StepReport,
+    },
+    /// What the model is worth on the samples that are kept out of training.
+    Judged {
+        /// What to draw.
+        judgement: Judgement,
     },
     /// What the model writes before and after, from the same beginning.
     Sample {
@@ -155,7 +211,7 @@ pub enum FromWorker {
     Generated {
         /// The page's number for it.
         request: u32,
-        /// The whole text so far, with the beginning.
+        /// The whole text so far with the beginning, or the assistant's answer so far.
         text: String,
         /// Whether this is all.
         done: bool,
@@ -171,6 +227,11 @@ pub enum FromWorker {
     Stage {
         /// What to show.
         view: StageInfo,
+    },
+    /// What is kept of models on this device.
+    Cache {
+        /// How much.
+        cache: CacheInfo,
     },
     /// Something went wrong; nothing that the person entered is lost.
     Error {
@@ -199,6 +260,8 @@ pub enum ErrorAbout {
     Peer,
     /// A generated text.
     Generate,
+    /// What is kept of models on this device.
+    Cache,
 }
 
 /// A model that can be trained.
@@ -216,6 +279,43 @@ pub struct ModelInfo {
     pub vocabulary: u32,
     /// The longest sequence that it was made for.
     pub context: u32,
+    /// Its family, as a person calls it.
+    pub family: String,
+    /// Whether it writes texts; otherwise it labels them.
+    pub writes: bool,
+    /// Whether it says how it writes conversations.
+    pub chat: bool,
+    /// What adapters can be put on.
+    pub targets: Vec<TargetInfo>,
+    /// What its frozen weights take, for every way to keep them.
+    pub frozen: Vec<FrozenInfo>,
+}
+
+/// A place for adapters in every block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetInfo {
+    /// The name in [`Settings::targets`].
+    pub name: String,
+    /// The linear maps that this name means; more than one where no name means one of them alone.
+    pub modules: Vec<String>,
+}
+
+/// What frozen weights take when they are kept in one way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrozenInfo {
+    /// How they are kept.
+    pub backbone: Backbone,
+    /// Bytes of embedding and head, which are the host's.
+    pub ends: u64,
+    /// Devices that share the blocks, and the most bytes that one of them has; fewer devices first.
+    pub shares: Vec<(u32, u64)>,
+}
+
+impl FrozenInfo {
+    /// Bytes of all blocks.
+    pub fn blocks(&self) -> u64 {
+        self.shares.iter().find(|(devices, _)| *devices == 1).map_or(0, |(_, bytes)| *bytes)
+    }
 }
 
 /// A text that can be used.
@@ -223,14 +323,29 @@ pub struct ModelInfo {
 pub struct TextInfo {
     /// The file's name.
     pub name: String,
-    /// Samples in it.
-    pub samples: u32,
-    /// Tokens of all samples, at the sequence length of the default settings.
+    /// Samples to train on.
+    pub samples: u64,
+    /// Samples that are kept out of training, to judge the model by.
+    pub validation: u64,
+    /// Records that hold nothing to learn.
+    pub skipped: u64,
+    /// Tokens of the samples to train on, cut to the sequence length.
     pub tokens: u64,
+    /// The sequence length.
+    pub seq_len: u64,
+    /// Tokens that are cut off.
+    pub truncated: u64,
+    /// Samples that lose some.
+    pub truncated_samples: u64,
+    /// How long the samples are before they are cut.
+    pub lengths: Lengths,
+    /// The classes that samples are labelled with and how many samples have each, where the model labels samples; none
+    /// where the labels are values.
+    pub labels: Vec<(String, u64)>,
+    /// Why some conversations are left out, if any are.
+    pub refusal: Option<String>,
     /// The first sample's beginning.
     pub beginning: String,
-    /// What was left out or cut, in words, if anything was.
-    pub remark: Option<String>,
 }
 
 /// A row in the list of devices.
@@ -314,6 +429,32 @@ pub struct StepReport {
     pub tokens: u32,
     /// Seconds since the step before it was complete (or since the run went on).
     pub seconds: f64,
+}
+
+/// What the model is worth on the samples that are kept out of training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Judgement {
+    /// After so many steps.
+    pub done: u32,
+    /// Mean loss on them.
+    pub loss: f64,
+    /// How many there are.
+    pub samples: u64,
+    /// Where their labels are classes.
+    pub classification: Option<Classification>,
+    /// Where their labels are values.
+    pub correlation: Option<Correlation>,
+}
+
+/// What is kept of models on this device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheInfo {
+    /// Whether this browser lets the page keep anything.
+    pub there: bool,
+    /// Bytes that are kept.
+    pub used: u64,
+    /// Bytes that are kept at the most; then the oldest go.
+    pub limit: u64,
 }
 
 /// A joiner's own part.

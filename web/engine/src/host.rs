@@ -2,14 +2,16 @@
 
 use crate::channel::RtcChannel;
 use crate::{WorkerEnvironment, feed, post};
+use baton_engine::evaluate::Judgement;
 use baton_engine::node::{self, About, HostCommand, HostEvent, Input, Inputs};
 use baton_engine::source::AnyFiles;
-use baton_engine::texts::TextRequest;
-use baton_formats::{BlobFiles, UrlFiles};
-use baton_model::Device;
+use baton_engine::source::backbone_storage;
+use baton_engine::texts::{Prompt, TextRequest};
+use baton_formats::{BlobFiles, ModelConfig, UrlFiles, layout};
+use baton_model::{Device, end_bytes, frozen_bytes};
 use baton_protocol::coordinator::{DeviceView, RunPhase};
 use baton_protocol::message::Device as Introduction;
-use baton_protocol::run::ModelSource;
+use baton_protocol::run::{Backbone, ModelSource};
 use baton_web_api as api;
 use baton_web_api::{DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker};
 use js_sys::{Array, Uint8Array};
@@ -46,12 +48,18 @@ pub(crate) fn command(
             }
         },
         ToWorker::SetText { name } => HostCommand::SetText(name, Uint8Array::new(&beside("bytes")?).to_vec()),
+        ToWorker::MapText { mapping } => HostCommand::MapText(mapping),
+        ToWorker::Preview { settings } => HostCommand::Preview(Box::new(settings)),
         ToWorker::Start { settings } => HostCommand::Start(Box::new(settings)),
         ToWorker::Pause => HostCommand::Pause,
         ToWorker::Resume => HostCommand::Resume,
         ToWorker::Stop => HostCommand::Stop,
         ToWorker::Generate { request, prompt, tokens, temperature } => {
             let seed = request.into();
+            let prompt = match prompt {
+                api::Prompt::Text { text } => Prompt::Text(text),
+                api::Prompt::Chat { messages } => Prompt::Chat(messages),
+            };
             HostCommand::Generate(request, TextRequest { prompt, tokens, temperature, seed })
         }
         ToWorker::GetAdapter => HostCommand::GetAdapter,
@@ -59,7 +67,9 @@ pub(crate) fn command(
         ToWorker::Host { .. }
         | ToWorker::Join { .. }
         | ToWorker::Channel { .. }
-        | ToWorker::PeerGone { .. } => {
+        | ToWorker::PeerGone { .. }
+        | ToWorker::CacheUsage
+        | ToWorker::ClearCache => {
             return Ok(());
         }
     };
@@ -97,7 +107,7 @@ fn choice(
             let files: Vec<File> =
                 Array::from(&files).iter().filter_map(|file| file.dyn_into().ok()).collect();
             let files = files.into_iter().map(|file| (file.name(), file)).collect();
-            let name = "Local folder".to_owned();
+            let name = "Local files".to_owned();
             Ok(node::ModelChoice {
                 files: AnyFiles::Blob(BlobFiles::new(files)),
                 source: ModelSource::Host,
@@ -106,6 +116,38 @@ fn choice(
             })
         }
     }
+}
+
+/// What adapters can be put on: each map of a block by a name that means it alone, where there is one.
+fn targets(config: &ModelConfig) -> Vec<api::TargetInfo> {
+    let mut targets: Vec<api::TargetInfo> = Vec::new();
+    for projection in config.projections() {
+        for name in config.target_names(&[projection]) {
+            let meant = config.targets(std::slice::from_ref(&name)).unwrap_or_default();
+            let modules = meant.iter().map(|meant| layout::module(config, *meant).to_owned()).collect();
+            targets.push(api::TargetInfo { name, modules });
+        }
+    }
+    // A name that means others with it stands for them.
+    let wide: Vec<_> = targets.iter().filter(|target| target.modules.len() > 1).cloned().collect();
+    targets.retain(|target| {
+        !wide
+            .iter()
+            .any(|wide| wide.name != target.name && target.modules.iter().all(|m| wide.modules.contains(m)))
+    });
+    targets
+}
+
+/// What frozen weights take on the host, and on each of 1, 2 and 4 devices.
+fn frozen(config: &ModelConfig, backbone: Backbone) -> api::FrozenInfo {
+    let (storage, blocks) = (backbone_storage(backbone), config.num_hidden_layers);
+    let share = |devices: u32| {
+        let most = blocks.div_ceil(usize::try_from(devices).unwrap_or(usize::MAX));
+        // Blocks are all of one size.
+        (devices, frozen_bytes(config, 0..most, storage))
+    };
+    let devices = [1, 2, 4].into_iter().filter(|devices| u64::from(*devices) <= blocks as u64);
+    api::FrozenInfo { backbone, ends: end_bytes(config, storage), shares: devices.map(share).collect() }
 }
 
 fn tell(own: &Introduction, event: HostEvent) {
@@ -120,24 +162,50 @@ fn tell(own: &Introduction, event: HostEvent) {
                 hidden: count(config.hidden_size),
                 vocabulary: count(config.vocab_size),
                 context: count(config.max_position_embeddings),
+                family: config.architecture.name().to_owned(),
+                writes: !config.is_encoder(),
+                chat: model.template.is_some(),
+                targets: targets(config),
+                frozen: Backbone::ALL.map(|backbone| frozen(config, backbone)).into(),
             };
             post(&FromWorker::Model { model }, None);
         }
-        HostEvent::Text { name, samples, skipped, tokens, truncated, beginning } => {
-            let remarks = [
-                (skipped > 0).then(|| format!("{skipped} empty or unusable records were left out")),
-                (truncated > 0).then(|| format!("{truncated} tokens beyond the sequence length are cut off")),
-            ];
-            let remarks: Vec<String> = remarks.into_iter().flatten().collect();
+        HostEvent::Inspected(inspection) => {
+            post(&FromWorker::Inspected { inspection: *inspection }, None);
+        }
+        HostEvent::Text {
+            name,
+            samples,
+            skipped,
+            tokens,
+            seq_len,
+            truncated,
+            truncated_samples,
+            lengths,
+            validation,
+            labels,
+            refusal,
+            beginning,
+        } => {
+            // No number of these is wider than 64 bits.
+            let wide = |number: usize| number as u64;
             let text = api::TextInfo {
                 name,
-                samples: u32::try_from(samples).unwrap_or(u32::MAX),
+                samples: wide(samples),
+                validation: wide(validation),
+                skipped: wide(skipped),
                 tokens,
+                seq_len: wide(seq_len),
+                truncated: wide(truncated),
+                truncated_samples: wide(truncated_samples),
+                lengths,
+                labels: labels.into_iter().map(|(label, samples)| (label, wide(samples))).collect(),
+                refusal,
                 beginning,
-                remark: (!remarks.is_empty()).then(|| format!("{}.", remarks.join("; "))),
             };
             post(&FromWorker::Text { text }, None);
         }
+        HostEvent::Checking { loaded, total } => post(&FromWorker::Checking { loaded, total }, None),
         HostEvent::Changed { phase, devices, own: part } => {
             let training = phase == RunPhase::Running;
             let idle = if training { DeviceState::Training } else { DeviceState::Idle };
@@ -192,6 +260,12 @@ fn tell(own: &Introduction, event: HostEvent) {
                 seconds: time.as_secs_f64(),
             };
             post(&FromWorker::Step { report }, None);
+        }
+        HostEvent::Judged { done, judgement } => {
+            let Judgement { loss, samples, classification, correlation } = judgement;
+            let samples = samples as u64;
+            let judgement = api::Judgement { done, loss, samples, classification, correlation };
+            post(&FromWorker::Judged { judgement }, None);
         }
         HostEvent::Sample { after, prompt, text } => post(&FromWorker::Sample { after, prompt, text }, None),
         HostEvent::Generated { request, text, done } => {

@@ -14,7 +14,7 @@ use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
 use baton_transport::PortId;
-use baton_web_api::{ErrorAbout, FromWorker, ToWorker};
+use baton_web_api::{CacheInfo, ErrorAbout, FromWorker, ToWorker};
 use channel::{Handlers, RtcChannel, Signal};
 use gloo::events::EventListener;
 use gloo::timers::callback::Interval;
@@ -101,6 +101,8 @@ fn receive(device: &Device, backend: &str, role: &RefCell<Role>, data: &JsValue)
         }
     };
     match message {
+        ToWorker::CacheUsage => wasm_bindgen_futures::spawn_local(tell_cache(false)),
+        ToWorker::ClearCache => wasm_bindgen_futures::spawn_local(tell_cache(true)),
         ToWorker::Host { name } => become_role(Role::Host(host::start(name, backend, device.clone()))),
         ToWorker::Join { name, host, me: _ } => {
             become_role(Role::Stage(stage::start(name, backend, host, device.clone())));
@@ -170,6 +172,16 @@ fn post(message: &FromWorker, bytes: Option<&[u8]>) {
 /// The pieces of models that this browser keeps.
 pub(crate) async fn cache() -> AnyCache {
     AnyCache::Opfs(Rc::new(OpfsCache::open(None).await))
+}
+
+/// Tells the page how much is kept of models, after deleting it if that is wanted.
+async fn tell_cache(clear: bool) {
+    let cache = OpfsCache::open(None).await;
+    if clear && let Err(error) = cache.clear().await {
+        post(&FromWorker::Error { about: ErrorAbout::Cache, message: error.to_string() }, None);
+    }
+    let cache = CacheInfo { there: cache.is_there(), used: cache.usage().await, limit: cache.limit() };
+    post(&FromWorker::Cache { cache }, None);
 }
 
 /// The worker's clock, and a way to let its queue of events run.

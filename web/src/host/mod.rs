@@ -1,6 +1,8 @@
 //! The host's page: a model, a text, the devices; then the run.
 
+mod choice;
 mod devices;
+mod mapping;
 mod model;
 mod run;
 mod session;
@@ -10,6 +12,7 @@ mod text;
 use crate::{
     app::{Alert, InsecureNote, Masthead},
     browser, format,
+    storage::StoragePanel,
 };
 use baton_web_api::RunPhase;
 use leptos::prelude::*;
@@ -54,6 +57,11 @@ pub(crate) fn Host() -> impl IntoView {
                         <model::ModelStep />
                         <text::TextStep />
                         <settings::SettingsPanel />
+                        <StoragePanel
+                            cache=session.cache
+                            error=session.errors.cache
+                            say=move |message| session.say_of_cache(message)
+                        />
                     </div>
                     <div class="stack" hidden=in_lobby>
                         <run::RunPanel />
@@ -87,7 +95,7 @@ fn phase_words(phase: &RunPhase) -> &'static str {
     match phase {
         RunPhase::Lobby => "Getting ready",
         RunPhase::Loading => "Handing out the model",
-        RunPhase::Sampling => "Writing a sample",
+        RunPhase::Sampling => "Before the first step",
         RunPhase::Running => "Training",
         RunPhase::Paused { .. } => "Paused",
         RunPhase::Finished => "Finished",
@@ -100,7 +108,7 @@ fn phase_words(phase: &RunPhase) -> &'static str {
 fn phase_reason(phase: &RunPhase) -> Option<String> {
     match phase {
         RunPhase::Loading => Some("Each device fetches its own blocks.".into()),
-        RunPhase::Sampling => Some("For the comparison of before and after.".into()),
+        RunPhase::Sampling => Some("What the model is worth and writes now, to compare with after.".into()),
         RunPhase::Paused { reason } => reason.clone(),
         RunPhase::Failed { reason } => Some(reason.clone()),
         _ => None,

@@ -1,8 +1,11 @@
 //! The run as it goes, and what comes out of it.
 
-use super::{phase_reason, phase_words, session::Session};
-use crate::{app::Alert, chart::LossChart, format};
-use baton_web_api::{RunPhase, StepReport};
+use super::{
+    phase_reason, phase_words,
+    session::{Choice, Session},
+};
+use crate::{app::Alert, chart, chart::LossChart, format};
+use baton_web_api::{ChatMessage, ModelInfo, RunPhase, StepReport};
 use leptos::prelude::*;
 
 /// Steps over which speed and time left are averaged.
@@ -39,6 +42,19 @@ pub(crate) fn RunPanel() -> impl IntoView {
     };
     let elapsed =
         move || session.reports.with(|reports| format::duration(reports.iter().map(|r| r.seconds).sum()));
+    let reason = move || match (phase.get(), session.checking.get()) {
+        (RunPhase::Loading, Some((loaded, total))) => Some(format!(
+            "The model is read once, so that each device can check its pieces: {} of {}.",
+            format::bytes(loaded),
+            format::bytes(total)
+        )),
+        (phase, _) => phase_reason(&phase),
+    };
+    let model = move |is: fn(&ModelInfo) -> bool| {
+        session.model.with(|model| if let Choice::Ready(model) = model { is(model) } else { false })
+    };
+    let labels = Memo::new(move |_| model(|model| !model.writes));
+    let chats = Memo::new(move |_| model(|model| model.chat));
     view! {
         <section class="card run" aria-labelledby="run-title">
             <div class="run-head">
@@ -55,9 +71,7 @@ pub(crate) fn RunPanel() -> impl IntoView {
                     <button id="stop" type="button" hidden=over on:click=move |_| session.stop()>"Stop"</button>
                 </div>
             </div>
-            <p class="reason" hidden=move || phase.with(|phase| phase_reason(phase).is_none())>
-                {move || phase.with(phase_reason)}
-            </p>
+            <p class="reason" hidden=move || reason().is_none()>{reason}</p>
             <progress
                 class="run-progress"
                 aria-label="Steps done"
@@ -82,7 +96,8 @@ pub(crate) fn RunPanel() -> impl IntoView {
                     <dd>{move || if over.get() { elapsed() } else { left() }}</dd>
                 </div>
             </dl>
-            <LossChart reports=session.reports steps=session.steps.into() />
+            <Judged />
+            <LossChart reports=session.reports judgements=session.judgements steps=session.steps.into() />
         </section>
 
         <section class="card finish" hidden=move || !over.get() aria-labelledby="finish-title">
@@ -116,9 +131,16 @@ pub(crate) fn RunPanel() -> impl IntoView {
             </div>
         </section>
 
-        <section class="card" hidden=move || !over.get() aria-labelledby="try-title">
-            <h2 id="try-title">"Try it"</h2>
-            <TryIt />
+        <section class="card" hidden=move || !over.get() || labels.get() aria-labelledby="try-title">
+            <h2 id="try-title">{move || if chats.get() { "Talk to it" } else { "Try it" }}</h2>
+            <TryIt chats=chats />
+        </section>
+
+        <section class="card" id="labels-only" hidden=move || !labels.get() aria-labelledby="labels-title">
+            <h2 id="labels-title">"What it does"</h2>
+            <p>
+                "This model labels texts and writes none, so there is no sample of its writing. How well it labels the samples kept out of training stands above: before the first step, as the run goes, and after the last."
+            </p>
         </section>
     }
 }
@@ -146,8 +168,62 @@ fn Sample(
     }
 }
 
+/// What the model is worth on samples that it is not trained on, as it was last judged.
 #[component]
-fn TryIt() -> impl IntoView {
+fn Judged() -> impl IntoView {
+    let session = expect_context::<Session>();
+    let last = move || session.judgements.with(|judgements| judgements.last().copied());
+    let first = move || {
+        session.judgements.with(|judgements| match judgements.as_slice() {
+            [first, _, ..] => Some(*first),
+            _ => None,
+        })
+    };
+    let rows = move || {
+        let last = last()?;
+        let before = first().map(|first| chart::figures(&first)).unwrap_or_default();
+        let loss = std::iter::once((
+            "Validation loss",
+            format!("{:.3}", last.loss),
+            first().map(|first| format!("{:.3}", first.loss)),
+        ));
+        let figures = chart::figures(&last).into_iter().map(|(name, figure)| {
+            let before = before.iter().find(|(other, _)| *other == name).map(|(_, figure)| figure.clone());
+            (name, figure, before)
+        });
+        let row = |(name, figure, before): (&'static str, String, Option<String>)| {
+            view! {
+                <div>
+                    <dt>{name}</dt>
+                    <dd>{figure}<small>{before.map(|before| format!(" from {before}"))}</small></dd>
+                </div>
+            }
+        };
+        Some(loss.chain(figures).map(row).collect_view())
+    };
+    view! {
+        <dl
+            class="figures judged"
+            id="judged"
+            hidden=move || last().is_none()
+            data-step=move || last().map(|judgement| judgement.done)
+            data-loss=move || last().map(|judgement| judgement.loss.to_string())
+        >
+            {rows}
+        </dl>
+        <p class="hint" hidden=move || last().is_none()>
+            {move || last().map(|judgement| format!(
+                "On {} kept out of training, after step {}.",
+                format::plural(judgement.samples, "sample", "samples"),
+                judgement.done
+            ))}
+        </p>
+    }
+}
+
+/// A conversation where the model knows how to hold one, a continuation where it does not.
+#[component]
+fn TryIt(chats: Memo<bool>) -> impl IntoView {
     let session = expect_context::<Session>();
     let prompt = RwSignal::new(String::new());
     let tokens = RwSignal::new("80".to_owned());
@@ -155,6 +231,7 @@ fn TryIt() -> impl IntoView {
     Effect::new(move |_| {
         // The beginning of the sample is a good first prompt.
         if let Some((beginning, _)) = session.before.get()
+            && !chats.get_untracked()
             && prompt.with_untracked(String::is_empty)
         {
             prompt.set(beginning);
@@ -167,18 +244,39 @@ fn TryIt() -> impl IntoView {
         let temperature = temperature
             .with_untracked(|text| text.trim().parse().ok().filter(|t: &f64| (0.0..=10.0).contains(t)));
         let wrong = match (tokens, temperature) {
+            (Some(_), Some(_)) if chats.get_untracked() && prompt.with_untracked(|p| p.trim().is_empty()) => {
+                return session.errors.generate.set(Some("Say something to it first.".into()));
+            }
+            (Some(tokens), Some(temperature)) if chats.get_untracked() => {
+                session.say_to_model(prompt.get_untracked(), tokens, temperature);
+                return prompt.set(String::new());
+            }
             (Some(tokens), Some(temperature)) => {
-                return session.generate(prompt.get_untracked(), tokens, temperature);
+                return session.write_on(prompt.get_untracked(), tokens, temperature);
             }
             (None, _) => "Tokens must be a whole number from 1 to 4096.",
             (_, None) => "Temperature must be a number from 0 to 10; 0 always takes the likeliest token.",
         };
-        session.generated.set(None);
+        if !chats.get_untracked() {
+            session.generated.set(None);
+        }
         session.errors.generate.set(Some(wrong.into()));
     };
+    let talk = move || {
+        let said = |message: ChatMessage| {
+            let by = if message.by_assistant() { "Model" } else { "You" };
+            view! { <li data-role=message.role><b>{by}</b><p>{message.content}</p></li> }
+        };
+        session.talk.get().into_iter().map(said).collect_view()
+    };
+    let has_talk = move || session.talk.with(|talk| !talk.is_empty());
     view! {
+        <div class="try-it" class:chats=chats>
+        <ol class="talk" id="talk" aria-label="The conversation" hidden=move || !has_talk()>{talk}</ol>
         <form on:submit=ask>
-            <label class="field" for="generate-prompt">"A beginning"</label>
+            <label class="field" for="generate-prompt">
+                {move || if chats.get() { "Your message" } else { "A beginning" }}
+            </label>
             <textarea
                 id="generate-prompt"
                 rows="2"
@@ -207,7 +305,11 @@ fn TryIt() -> impl IntoView {
                     />
                 </div>
                 <button id="generate" type="submit" disabled=session.generating>
-                    {move || if session.generating.get() { "Writing…" } else { "Write on" }}
+                    {move || match (session.generating.get(), chats.get()) {
+                        (true, _) => "Writing…",
+                        (false, true) => "Send",
+                        (false, false) => "Write on",
+                    }}
                 </button>
             </div>
         </form>
@@ -221,5 +323,15 @@ fn TryIt() -> impl IntoView {
         >
             {move || session.generated.get()}
         </blockquote>
+        <button
+            id="talk-again"
+            type="button"
+            class="quiet"
+            hidden=move || !has_talk()
+            on:click=move |_| session.forget_talk()
+        >
+            "Start a new conversation"
+        </button>
+        </div>
     }
 }

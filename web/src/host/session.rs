@@ -13,9 +13,11 @@ use baton_protocol::{
 };
 use baton_transport::browser::{Gone, Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
 use baton_web_api::{
-    DeviceInfo, ErrorAbout, FromWorker, ModelChoice, ModelInfo, RunPhase, StepReport, TextInfo, ToWorker,
+    CacheInfo, ChatMessage, DeviceInfo, ErrorAbout, FromWorker, Inspection, Judgement, Mapping, ModelChoice,
+    ModelInfo, Prompt, RunPhase, StepReport, TextInfo, ToWorker,
 };
 use gloo::events::{EventListener, EventListenerOptions};
+use gloo::timers::callback::Timeout;
 use js_sys::{ArrayBuffer, Uint8Array};
 use leptos::prelude::*;
 use wasm_bindgen::JsCast;
@@ -24,6 +26,8 @@ use wasm_bindgen_futures::{JsFuture, spawn_local};
 const FORM_KEY: &str = "baton.settings";
 /// A text beyond this would not fit beside a model in a phone's tab.
 const MAX_TEXT_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
+/// A text is counted anew so long after the last change of the settings, in milliseconds.
+const PREVIEW_AFTER: u32 = 500;
 
 /// What has become of a choice.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,6 +94,7 @@ pub(crate) struct Errors {
     pub(crate) run: RwSignal<Option<String>>,
     pub(crate) peer: RwSignal<Option<String>>,
     pub(crate) generate: RwSignal<Option<String>>,
+    pub(crate) cache: RwSignal<Option<String>>,
 }
 
 /// A sample: the beginning that was given, and the whole text.
@@ -105,16 +110,26 @@ pub(crate) struct Session {
     pub(crate) lan: RwSignal<Option<String>>,
     pub(crate) model: RwSignal<Choice<ModelInfo>>,
     pub(crate) text: RwSignal<Choice<TextInfo>>,
+    /// What the chosen text was found to be.
+    pub(crate) inspection: RwSignal<Option<Inspection>>,
+    /// How it is read.
+    pub(crate) mapping: RwSignal<Option<Mapping>>,
     pub(crate) form: RwSignal<Form>,
     pub(crate) devices: RwSignal<Vec<DeviceInfo>>,
     pub(crate) phase: RwSignal<RunPhase>,
+    /// Bytes of bytes that were read of the model before the run, while that goes on.
+    pub(crate) checking: RwSignal<Option<(u64, u64)>>,
     pub(crate) steps: RwSignal<u32>,
     pub(crate) reports: RwSignal<Vec<StepReport>>,
+    pub(crate) judgements: RwSignal<Vec<Judgement>>,
     pub(crate) before: RwSignal<Sample>,
     pub(crate) after: RwSignal<Sample>,
+    /// A conversation with the model, but for the answer in [`Session::generated`].
+    pub(crate) talk: RwSignal<Vec<ChatMessage>>,
     pub(crate) generated: RwSignal<Option<String>>,
     pub(crate) generating: RwSignal<bool>,
     pub(crate) downloading: RwSignal<bool>,
+    pub(crate) cache: RwSignal<Option<CacheInfo>>,
     pub(crate) errors: Errors,
     code: RwSignal<Option<String>>,
     held: StoredValue<Held, LocalStorage>,
@@ -130,6 +145,9 @@ struct Held {
     waiting: Vec<PeerId>,
     text: Option<TextChoice>,
     text_request: u32,
+    /// Whether the engine was given the chosen text; before, it may still speak of another.
+    text_given: bool,
+    preview: Option<Timeout>,
     pick: Option<ModelPick>,
     request: u32,
     wake: Option<WakeLock>,
@@ -143,11 +161,25 @@ fn none() -> RwSignal<Option<String>> {
     RwSignal::new(None)
 }
 
-/// What a text that was pasted is: one JSON object a line is jsonl.
+/// What a text that was pasted is: one JSON object a line is jsonl, a list of them json.
 fn pasted_name(text: &str) -> &'static str {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
     let objects = lines.peek().is_some() && lines.all(|line| line.starts_with('{') && line.ends_with('}'));
-    if objects { "pasted.jsonl" } else { "pasted.txt" }
+    let list = || {
+        let inside = text.trim().strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        inside.is_some_and(|inside| inside.trim_start().starts_with('{'))
+    };
+    match () {
+        () if objects => "pasted.jsonl",
+        () if list() => "pasted.json",
+        () => "pasted.txt",
+    }
+}
+
+/// What of the settings decides how a text is cut and split.
+fn cuts(settings: &Settings) -> (u32, bool, bool, f64, u64) {
+    let Settings { seq_len, packing, append_eos, validation, seed, .. } = settings;
+    (*seq_len, *packing, *append_eos, *validation, *seed)
 }
 
 /// A device's name, numbered from the second one of the same name on.
@@ -169,16 +201,22 @@ impl Session {
             lan,
             model: RwSignal::new(Choice::Busy),
             text: RwSignal::new(Choice::Busy),
+            inspection: RwSignal::new(None),
+            mapping: RwSignal::new(None),
             form: RwSignal::new(browser::stored(FORM_KEY).unwrap_or_default()),
             devices: RwSignal::new(Vec::new()),
             phase: RwSignal::new(RunPhase::Lobby),
+            checking: RwSignal::new(None),
             steps: RwSignal::new(0),
             reports: RwSignal::new(Vec::new()),
+            judgements: RwSignal::new(Vec::new()),
             before: RwSignal::new(None),
             after: RwSignal::new(None),
+            talk: RwSignal::new(Vec::new()),
             generated: RwSignal::new(None),
             generating: RwSignal::new(false),
             downloading: RwSignal::new(false),
+            cache: RwSignal::new(None),
             errors: Errors {
                 engine: none(),
                 room: none(),
@@ -188,6 +226,7 @@ impl Session {
                 run: none(),
                 peer: none(),
                 generate: none(),
+                cache: none(),
             },
             code,
             held: StoredValue::new_local(Held::default()),
@@ -203,6 +242,12 @@ impl Session {
         }
         Effect::new(move |_| session.form.with(|form| browser::store(FORM_KEY, form)));
         Effect::new(move |_| session.hold_on(session.is_busy()));
+        let cuts = Memo::new(move |_| session.form.with(Form::settings).ok().map(|settings| cuts(&settings)));
+        Effect::new(move |_| {
+            cuts.track();
+            let later = Timeout::new(PREVIEW_AFTER, move || session.preview());
+            session.with(|held| held.preview = Some(later));
+        });
         session
     }
 
@@ -240,13 +285,19 @@ impl Session {
         self.post(message, Beside::Nothing);
     }
 
+    /// A message about what is kept of models on this device.
+    pub(crate) fn say_of_cache(&self, message: &ToWorker) {
+        self.errors.cache.set(None);
+        self.say(message);
+    }
+
     fn is_ready(&self) -> bool {
         self.with(|held| held.engine.as_ref().is_some_and(Engine::is_ready)).unwrap_or(false)
     }
 
     // What the person does
 
-    /// Reads a model; the text is read again when it is there.
+    /// Reads a model; the engine counts the text's tokens again when it is there.
     pub(crate) fn choose_model(&self, pick: ModelPick) {
         self.errors.model.set(None);
         self.model.set(Choice::Busy);
@@ -261,7 +312,7 @@ impl Session {
             }
             ModelPick::Url(url) if url.trim().is_empty() => self.fail(
                 ErrorAbout::Model,
-                "Type a Hugging Face name such as “org/name”, or the address of a folder with config.json, model.safetensors and tokenizer.json.".into(),
+                "Type a Hugging Face name such as “HuggingFaceTB/SmolLM2-135M”, or the address of a folder with config.json, model.safetensors and tokenizer.json, or of a .gguf file.".into(),
             ),
             ModelPick::Url(url) => {
                 self.say(&ToWorker::SetModel { model: ModelChoice::Url { url: url.trim().to_owned() } });
@@ -272,13 +323,33 @@ impl Session {
         }
     }
 
-    /// Reads a text, now or as soon as there is a model to read it with.
+    /// Reads a text, now or as soon as there is an engine; its tokens are counted as soon as there is a model.
     pub(crate) fn choose_text(&self, choice: TextChoice) {
         self.errors.text.set(None);
         self.text.set(Choice::Busy);
-        self.with(|held| held.text = Some(choice));
-        if self.model.with_untracked(|model| matches!(model, Choice::Ready(_))) {
+        self.inspection.set(None);
+        self.mapping.set(None);
+        self.with(|held| {
+            held.text = Some(choice);
+            held.text_given = false;
+        });
+        if self.is_ready() {
             self.read_text();
+        }
+    }
+
+    /// Reads the same text with other columns.
+    pub(crate) fn map_text(&self, mapping: Mapping) {
+        self.errors.text.set(None);
+        self.text.set(Choice::Busy);
+        self.mapping.set(Some(mapping.clone()));
+        self.say(&ToWorker::MapText { mapping });
+    }
+
+    /// Has the text cut and split as the settings are now.
+    fn preview(&self) {
+        if let (true, Ok(settings)) = (self.is_ready(), self.form.with_untracked(Form::settings)) {
+            self.say(&ToWorker::Preview { settings });
         }
     }
 
@@ -292,7 +363,6 @@ impl Session {
         else {
             return;
         };
-        self.text.set(Choice::Busy);
         let session = *self;
         spawn_local(async move {
             let read = match choice {
@@ -319,7 +389,10 @@ impl Session {
                 return;
             }
             match read {
-                Ok((name, bytes)) => session.post(&ToWorker::SetText { name }, Beside::Bytes(bytes)),
+                Ok((name, bytes)) => {
+                    session.with(|held| held.text_given = true);
+                    session.post(&ToWorker::SetText { name }, Beside::Bytes(bytes));
+                }
                 Err(words) => session.fail(ErrorAbout::Text, words),
             }
         });
@@ -336,10 +409,13 @@ impl Session {
         }
         self.steps.set(settings.steps);
         self.reports.set(Vec::new());
+        self.judgements.set(Vec::new());
+        self.talk.set(Vec::new());
         self.before.set(None);
         self.after.set(None);
         self.generated.set(None);
         self.generating.set(false);
+        self.checking.set(None);
         self.phase.set(RunPhase::Loading);
         self.say(&ToWorker::Start { settings });
         window().scroll_to_with_x_and_y(0.0, 0.0);
@@ -376,9 +452,29 @@ impl Session {
     }
 
     /// Asks for a continuation.
-    pub(crate) fn generate(&self, prompt: String, tokens: u32, temperature: f64) {
+    pub(crate) fn write_on(&self, text: String, tokens: u32, temperature: f64) {
+        self.generated.set(Some(text.clone()));
+        self.generate(Prompt::Text { text }, tokens, temperature);
+    }
+
+    /// Says something to the model, and asks for its answer.
+    pub(crate) fn say_to_model(&self, words: String, tokens: u32, temperature: f64) {
+        let answer = self.generated.get_untracked();
+        self.generated.set(Some(String::new()));
+        self.talk.update(|talk| {
+            match answer {
+                Some(answer) => talk.push(ChatMessage::new("assistant", answer)),
+                // What had no answer is said anew.
+                None => drop(talk.pop()),
+            }
+            talk.push(ChatMessage::new("user", words));
+        });
+        let messages = self.talk.get_untracked();
+        self.generate(Prompt::Chat { messages }, tokens, temperature);
+    }
+
+    fn generate(&self, prompt: Prompt, tokens: u32, temperature: f64) {
         self.errors.generate.set(None);
-        self.generated.set(Some(prompt.clone()));
         self.generating.set(true);
         let request = self.with(|held| {
             held.request = held.request.wrapping_add(1);
@@ -386,6 +482,15 @@ impl Session {
         });
         let request = request.unwrap_or_default();
         self.say(&ToWorker::Generate { request, prompt, tokens, temperature });
+    }
+
+    /// Begins a new conversation.
+    pub(crate) fn forget_talk(&self) {
+        // What is still being written has no place any more.
+        self.with(|held| held.request = held.request.wrapping_add(1));
+        self.generating.set(false);
+        self.generated.set(None);
+        self.talk.set(Vec::new());
     }
 
     /// Tries the server again after it could not be reached.
@@ -425,6 +530,10 @@ impl Session {
         }
     }
 
+    fn is_text_given(&self) -> bool {
+        self.with(|held| held.text_given) == Some(true)
+    }
+
     fn is_busy_untracked(&self) -> bool {
         untrack(|| self.is_busy())
     }
@@ -434,8 +543,10 @@ impl Session {
             FromWorker::Ready { backend } => {
                 self.engine_state.set(EngineState::Ready { backend });
                 self.say(&ToWorker::Host { name: browser::device_name() });
+                self.preview();
                 let pick = self.with(|held| held.pick.take()).flatten();
                 self.choose_model(pick.unwrap_or(ModelPick::Default));
+                self.read_text();
                 let waiting = self.with(|held| std::mem::take(&mut held.waiting)).unwrap_or_default();
                 for peer in waiting {
                     self.connect(peer);
@@ -458,13 +569,31 @@ impl Session {
                 if lr.is_ok_and(Settings::is_suggested_lr) {
                     self.form.update(|form| form.lr = Settings::suggested_lr(model.parameters).to_string());
                 }
+                self.form.update(|form| form.fit_targets(&model.targets));
                 self.model.set(Choice::Ready(model));
-                self.read_text();
+                // The engine counts it anew for this model.
+                self.text.update(|text| {
+                    if matches!(text, Choice::Ready(_)) {
+                        *text = Choice::Busy;
+                    }
+                });
+            }
+            FromWorker::Inspected { .. } | FromWorker::Text { .. } if !self.is_text_given() => {}
+            FromWorker::Inspected { inspection } => {
+                self.mapping.set(Some(inspection.mapping.clone()));
+                self.inspection.set(Some(inspection));
             }
             FromWorker::Text { text } => {
                 self.errors.text.set(None);
                 self.text.set(Choice::Ready(text));
             }
+            FromWorker::Judged { judgement } => self.judgements.update(|judgements| {
+                let keep = judgements.partition_point(|old| old.done < judgement.done);
+                judgements.truncate(keep);
+                judgements.push(judgement);
+            }),
+            FromWorker::Cache { cache } => self.cache.set(Some(cache)),
+            FromWorker::Checking { loaded, total } => self.checking.set(Some((loaded, total))),
             FromWorker::Devices { devices } => self.devices.set(devices),
             FromWorker::Phase { phase } => {
                 use RunPhase::{Failed, Finished, Lobby, Stopped};
@@ -476,6 +605,7 @@ impl Session {
                     held.begun
                 });
                 if begun == Some(true) {
+                    self.checking.set(None);
                     self.phase.set(phase);
                 }
             }
@@ -540,6 +670,7 @@ impl Session {
                 self.generated.set(None);
                 self.errors.generate
             }
+            ErrorAbout::Cache => self.errors.cache,
         };
         place.set(Some(words));
     }

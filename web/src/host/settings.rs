@@ -1,18 +1,40 @@
 //! The settings of a run, for those who want them.
 
-use super::session::Session;
+use super::{
+    model::backbone_words,
+    session::{Choice, Session},
+};
 use crate::{
     app::Alert,
-    form::{Form, TARGETS, TARGETS_FIELD},
+    form::{ALL_LINEAR, Form, TARGETS_FIELD},
 };
+use baton_protocol::run::Backbone;
+use baton_web_api::TargetInfo;
 use leptos::prelude::*;
 
 type Field = fn(&mut Form) -> &mut String;
 type Flag = fn(&mut Form) -> &mut bool;
 
 /// A projection's name for a person.
-fn target_label(target: &str) -> &str {
-    target.strip_suffix("_proj").unwrap_or(target)
+fn target_label(target: &TargetInfo) -> String {
+    match target.modules.as_slice() {
+        [_] => {
+            target.name.strip_suffix("_proj").filter(|name| *name != "c").unwrap_or(&target.name).to_owned()
+        }
+        modules => modules.join(" and "),
+    }
+}
+
+/// What it means for the run, in one sentence.
+fn backbone_meaning(backbone: Backbone) -> &'static str {
+    match backbone {
+        Backbone::F32 => "The weights as they are computed with, 4 bytes each: exact, and the most memory.",
+        Backbone::Bf16 => "2 bytes a weight: half the memory, and all but the same results.",
+        Backbone::Int8 => "About 1 byte a weight: a quarter of the memory, with a small loss of accuracy.",
+        Backbone::Nf4 => {
+            "About half a byte a weight (QLoRA’s): an eighth of the memory, with a loss that can be seen."
+        }
+    }
 }
 
 /// All settings, folded away.
@@ -77,33 +99,40 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                 </div>
             }
         };
-    let targets = TARGETS
-        .iter()
-        .map(|&target| {
-            let has = move || form.with(|form| form.targets.iter().any(|other| other == target));
-            view! {
-                <label class="check">
-                    <input
-                        id=format!("set-target-{target}")
-                        type="checkbox"
-                        aria-invalid=invalid(TARGETS_FIELD)
-                        aria-describedby=described(TARGETS_FIELD)
-                        prop:checked=has
-                        on:change=move |event| {
-                            let on = event_target_checked(&event);
-                            form.update(|form| {
-                                let chosen = |name: &str| if name == target { on } else { form.targets.iter().any(|t| t == name) };
-                                form.targets = TARGETS.iter().filter(|name| chosen(name)).map(|name| (*name).to_owned()).collect();
-                            });
-                        }
-                    />
-                    <span>{target_label(target)}</span>
-                </label>
-            }
-        })
-        .collect_view();
+    let names = Memo::new(move |before: Option<&Vec<TargetInfo>>| match session.model.get() {
+        Choice::Ready(model) => model.targets,
+        // Another model on its way: the names of the last one stay.
+        _ => before.cloned().unwrap_or_default(),
+    });
+    let all = move || form.with(|form| form.targets.iter().any(|target| target == ALL_LINEAR));
+    let target = move |target: TargetInfo| {
+        let (has, name) = (target.name.clone(), target.name.clone());
+        view! {
+            <label class="check">
+                <input
+                    id=format!("set-target-{}", target.name)
+                    type="checkbox"
+                    aria-invalid=invalid(TARGETS_FIELD)
+                    aria-describedby=described(TARGETS_FIELD)
+                    prop:checked=move || form.with(|form| form.has_target(&has))
+                    on:change=move |event| {
+                        let on = event_target_checked(&event);
+                        names.with_untracked(|names| form.update(|form| form.set_target(names, &name, on)));
+                    }
+                />
+                <span>{target_label(&target)}</span>
+            </label>
+        }
+    };
     let brief = move || {
-        form.with(|form| format!("{} steps, rank {}, learning rate {}", form.steps, form.lora_rank, form.lr))
+        form.with(|form| {
+            let Form { steps, lora_rank, lr, .. } = form;
+            let weights = match form.backbone() {
+                Backbone::F32 => String::new(),
+                packed => format!(", weights in {}", backbone_words(packed)),
+            };
+            format!("{steps} steps, rank {lora_rank}, learning rate {lr}{weights}")
+        })
     };
     view! {
         <details class="card settings" id="settings" open=move || session.errors.settings.with(Option::is_some)>
@@ -130,6 +159,8 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                 {number("set-seed", "Seed", |f| &mut f.seed)}
                 {number("set-lora_rank", "LoRA rank", |f| &mut f.lora_rank)}
                 {number("set-lora_alpha", "LoRA alpha", |f| &mut f.lora_alpha)}
+                {number("set-validation", "Kept for validation (share)", |f| &mut f.validation)}
+                {number("set-evaluate_every", "Judge every … steps", |f| &mut f.evaluate_every)}
                 {number("set-sample_tokens", "Sample length (0: none)", |f| &mut f.sample_tokens)}
                 {select(
                     "set-boundary",
@@ -138,9 +169,40 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                     &[("f16", "16 bit (faster)"), ("f32", "32 bit (exact)")],
                 )}
             </div>
+            <div class="cell">
+                <label for="set-backbone">"Frozen weights"</label>
+                <select
+                    id="set-backbone"
+                    aria-describedby="set-backbone-meaning"
+                    prop:value=text(|f| &mut f.backbone)
+                    on:change=move |event| form.update(|form| form.backbone = event_target_value(&event))
+                >
+                    {Backbone::ALL.map(|backbone| {
+                        let chosen = move || form.with(|form| form.backbone() == backbone);
+                        view! { <option value=backbone.name() selected=chosen>{format!("{}: {}", backbone.name(), backbone_words(backbone))}</option> }
+                    }).into_iter().collect_view()}
+                </select>
+                <p class="hint" id="set-backbone-meaning" role="status">
+                    {move || backbone_meaning(form.with(Form::backbone))}
+                </p>
+            </div>
             <fieldset class="checks" id=TARGETS_FIELD>
                 <legend>"Projections that learn"</legend>
-                {targets}
+                <label class="check">
+                    <input
+                        id="set-target-all-linear"
+                        type="checkbox"
+                        aria-invalid=invalid(TARGETS_FIELD)
+                        aria-describedby=described(TARGETS_FIELD)
+                        prop:checked=all
+                        on:change=move |event| {
+                            let on = event_target_checked(&event);
+                            form.update(|form| form.set_all_targets(on));
+                        }
+                    />
+                    <span>"All"</span>
+                </label>
+                <For each=move || names.get() key=|target| target.name.clone() children=target />
             </fieldset>
             <fieldset class="checks">
                 <legend>"Samples and memory"</legend>
@@ -151,7 +213,9 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
             </fieldset>
             <button id="set-reset" type="button" class="quiet" on:click=move |_| {
                 session.errors.settings.set(None);
-                form.set(Form::default());
+                let mut defaults = Form::default();
+                names.with_untracked(|names| defaults.fit_targets(names));
+                form.set(defaults);
             }>
                 "Back to the defaults"
             </button>

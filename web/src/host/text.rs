@@ -1,10 +1,13 @@
 //! Step 2: what it is trained on.
 
 use super::{
+    choice::Ways,
+    mapping::MappingTable,
     model::take_files,
     session::{Choice, Session, TextChoice},
 };
-use crate::{app::Alert, format};
+use crate::{app::Alert, format, lengths::LengthsChart};
+use baton_web_api::TextInfo;
 use leptos::prelude::*;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -13,6 +16,9 @@ enum Tab {
     Paste,
     File,
 }
+
+/// Classes of which the counts are shown.
+const MOST_LABELS: usize = 12;
 
 /// The text: the sample, one that is pasted, or a file.
 #[component]
@@ -28,36 +34,27 @@ pub(crate) fn TextStep() -> impl IntoView {
             session.choose_text(TextChoice::Pasted(text));
         }
     };
-    let option = move |id: &'static str, value: Tab, label: &'static str| {
-        view! {
-            <label class="option">
-                <input
-                    id=id
-                    type="radio"
-                    name="text"
-                    prop:checked=move || tab.get() == value
-                    on:change=move |_| {
-                        tab.set(value);
-                        if value == Tab::Sample {
-                            used.set_value(None);
-                            session.choose_text(TextChoice::Sample);
-                        }
-                    }
-                />
-                <span>{label}</span>
-            </label>
+    let choose = move |tab| {
+        if tab == Tab::Sample {
+            used.set_value(None);
+            session.choose_text(TextChoice::Sample);
         }
     };
-    let reads = move || session.model.with(|model| matches!(model, Choice::Ready(_)));
+    let has_model = move || session.model.with(|model| matches!(model, Choice::Ready(_)));
     view! {
         <section class="card" id="text" aria-labelledby="text-title" data-state=move || session.text.with(Choice::name)>
             <h2 id="text-title"><span class="number">"2"</span>"Text"</h2>
-            <fieldset class="options">
-                <legend class="visually-hidden">"Where the text comes from"</legend>
-                {option("text-sample", Tab::Sample, "Sample")}
-                {option("text-paste-choice", Tab::Paste, "Paste")}
-                {option("text-file-choice", Tab::File, "My file")}
-            </fieldset>
+            <Ways
+                name="text"
+                legend="Where the text comes from"
+                ways=[
+                    ("text-sample", Tab::Sample, "Sample"),
+                    ("text-paste-choice", Tab::Paste, "Paste"),
+                    ("text-file-choice", Tab::File, "My file"),
+                ]
+                chosen=tab
+                on_choose=choose
+            />
             <div hidden=move || tab.get() != Tab::Paste>
                 <label class="field" for="text-paste">"Your text"</label>
                 <textarea
@@ -79,7 +76,7 @@ pub(crate) fn TextStep() -> impl IntoView {
                             id="text-file"
                             type="file"
                             class="visually-hidden"
-                            accept=".txt,.jsonl,.json,.md,text/plain"
+                            accept=".txt,.jsonl,.ndjson,.json,.csv,.tsv,.md,text/plain,text/csv,application/json"
                             on:change=move |event| {
                                 if let Some(file) = take_files(&event).pop() {
                                     used.set_value(None);
@@ -89,29 +86,96 @@ pub(crate) fn TextStep() -> impl IntoView {
                         />
                     </label>
                 </div>
-                <p class="hint">".txt, or .jsonl with “text”, “prompt” and “completion”, or “messages”. It is read here, and goes nowhere."</p>
+                <p class="hint">
+                    "Plain text, a table (.csv, .tsv), or records (.jsonl, .json): texts with or without labels, prompts and completions, Alpaca’s instructions, conversations as of OpenAI or ShareGPT. It is read here, and goes nowhere."
+                </p>
             </div>
             <Alert id="error-text" error=session.errors.text />
+            <MappingTable />
             <div class="result" aria-live="polite">
                 {move || match session.text.get() {
-                    Choice::Busy if reads() => view! { <p class="busy">"Reading the text…"</p> }.into_any(),
-                    Choice::Busy => view! { <p class="hint">"It is read when there is a model."</p> }.into_any(),
-                    Choice::Ready(text) => view! {
-                        <p class="ok">
-                            <b>{text.name}</b>
-                            {format!(
-                                " · {} · {} tokens",
-                                format::plural(u64::from(text.samples), "sample", "samples"),
-                                format::count(text.tokens),
-                            )}
-                        </p>
-                        <blockquote>{text.beginning}</blockquote>
-                        {text.remark.map(|remark| view! { <p class="hint">{remark}</p> })}
-                    }
-                    .into_any(),
+                    Choice::Busy if has_model() => view! { <p class="busy">"Reading the text…"</p> }.into_any(),
+                    Choice::Busy => view! { <p class="hint">"Its tokens are counted when there is a model."</p> }.into_any(),
+                    Choice::Ready(text) => view! { <Summary text=text /> }.into_any(),
                     Choice::None | Choice::Error => ().into_any(),
                 }}
             </div>
         </section>
+    }
+}
+
+/// What was left out or cut, in words.
+fn losses(text: &TextInfo) -> Vec<String> {
+    let mut losses = Vec::new();
+    if text.truncated > 0 {
+        let whole = text.tokens.saturating_add(text.truncated);
+        #[allow(clippy::cast_precision_loss)] // a share of one digit
+        let share = text.truncated as f64 / whole as f64;
+        losses.push(format!(
+            "{} longer than {} tokens and lose {} together ({}). A longer sequence length (Settings) keeps more, and takes more memory.",
+            if text.truncated_samples == 1 { "1 sample is".into() } else { format!("{} samples are", format::grouped(text.truncated_samples)) },
+            format::grouped(text.seq_len),
+            format::plural(text.truncated, "token", "tokens"),
+            format::percent(share),
+        ));
+    }
+    if text.skipped > 0 {
+        let records = if text.skipped == 1 {
+            "1 record is".into()
+        } else {
+            format!("{} records are", format::grouped(text.skipped))
+        };
+        losses.push(format!("{records} left out: empty, or without anything to learn."));
+    }
+    if let Some(why) = &text.refusal {
+        losses.push(format!("Some conversations are left out: {why}."));
+    }
+    losses
+}
+
+/// A text that can be used.
+#[component]
+fn Summary(text: TextInfo) -> impl IntoView {
+    let session = expect_context::<Session>();
+    let losses = losses(&text).into_iter().map(|loss| view! { <p class="hint">{loss}</p> }).collect_view();
+    let labels_texts = session.model.with_untracked(|model| match model {
+        Choice::Ready(model) => !model.writes,
+        _ => false,
+    });
+    let labels = labels_texts.then(|| {
+        let count = text.labels.len();
+        let row = |(name, samples): &(String, u64)| {
+            view! {
+                <div data-label=name.clone() data-count=*samples>
+                    <dt>{name.clone()}</dt>
+                    <dd>{format::grouped(*samples)}</dd>
+                </div>
+            }
+        };
+        let rows = text.labels.iter().take(MOST_LABELS).map(row).collect_view();
+        let more = count.saturating_sub(MOST_LABELS);
+        view! {
+            <p class="hint">
+                {if count == 0 { "The labels are values.".to_owned() } else { format!("Labels: {count} classes, by samples in the file.") }}
+            </p>
+            <dl class="labels" id="text-labels" hidden={count == 0}>{rows}</dl>
+            {(more > 0).then(|| view! { <p class="hint">{format!("And {more} more.")}</p> })}
+        }
+    });
+    let figures = [
+        ("text-samples", "Samples", format::grouped(text.samples)),
+        ("text-tokens", "Tokens", format::count(text.tokens)),
+        ("text-validation", "For validation", format::grouped(text.validation)),
+        ("text-truncated", "Tokens cut off", format::grouped(text.truncated)),
+    ];
+    let figures =
+        figures.map(|(id, term, figure)| view! { <div><dt>{term}</dt><dd id=id>{figure}</dd></div> });
+    view! {
+        <p class="ok"><b>{text.name}</b></p>
+        <dl class="facts">{figures.into_iter().collect_view()}</dl>
+        <blockquote>{text.beginning}</blockquote>
+        {labels}
+        {losses}
+        <LengthsChart lengths=text.lengths seq_len=text.seq_len />
     }
 }
