@@ -47,4 +47,26 @@ impl ChunkCache for AnyCache {
             Self::Opfs(cache) => cache.put(hash, bytes).await,
         }
     }
+
+    async fn recall(&self, key: &Hash) -> Option<Vec<u8>> {
+        match self {
+            Self::None => None,
+            Self::Memory(cache) => cache.recall(key).await,
+            #[cfg(not(target_arch = "wasm32"))]
+            Self::Dir(cache) => cache.recall(key).await,
+            #[cfg(target_arch = "wasm32")]
+            Self::Opfs(cache) => cache.recall(key).await,
+        }
+    }
+
+    async fn remember(&self, key: &Hash, note: &[u8]) {
+        match self {
+            Self::None => {}
+            Self::Memory(cache) => cache.remember(key, note).await,
+            #[cfg(not(target_arch = "wasm32"))]
+            Self::Dir(cache) => cache.remember(key, note).await,
+            #[cfg(target_arch = "wasm32")]
+            Self::Opfs(cache) => cache.remember(key, note).await,
+        }
+    }
 }

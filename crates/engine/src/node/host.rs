@@ -618,6 +618,11 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             self.check(model, settings);
             return Ok(());
         };
+        // A branch may move on: the stages read the commit that the host has read.
+        let source = match (&model.files, source) {
+            (AnyFiles::Url(files), ModelSource::Url(_)) => ModelSource::Url(files.pinned_base()),
+            (_, source) => source,
+        };
         let run_config = prepared.config.clone();
         let (device, requests) = (self.device.clone(), self.requests.clone());
         let mut engine = HostEngine::new(device, model.clone(), prepared, settings.clone(), requests);
@@ -655,12 +660,18 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             let names: Vec<String> = model.weight_files.iter().map(|(name, _)| name.clone()).collect();
             environment.breathe().await;
             let mut loaded = 0;
-            let manifest = Manifest::make(&model.files, &names, &cache, |bytes| {
+            let on_bytes = |bytes| {
                 loaded += bytes;
                 // The loop that reads it is the one that waits for this.
                 let _ = inputs.unbounded_send(Input::Progress(loaded, total));
-            })
-            .await;
+            };
+            // Only a commit of a hub means the same bytes the next time.
+            let key = match &model.files {
+                AnyFiles::Url(files) => files.identity().await.ok().flatten(),
+                _ => None,
+            };
+            let manifest =
+                Manifest::make_once(&model.files, &names, &cache, key.as_ref(), on_bytes).await;
             Side::Checked { model, settings: Box::new(settings), manifest }
         };
         self.sides.push(check.boxed_local());
