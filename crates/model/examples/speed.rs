@@ -1,13 +1,13 @@
 //! How fast a model trains and writes on this machine's CPU, and in which layout its weights multiply fastest.
 //!
 //! ```text
-//! cargo run --release -p baton-model --example speed -- MODEL_DIR
+//! cargo run --release -p baton-model --example speed -- MODEL_DIR [STORAGE]
 //! ```
 
 use std::error::Error;
 use std::time::Instant;
 
-use baton_formats::{MemoryFiles, ModelConfig, Projection, TensorIndex};
+use baton_formats::{MemoryFiles, ModelConfig, TensorIndex};
 use baton_model::{AdamW, Blocks, Ends, KvCache, Lora, LoraSpec, Storage, Tensor, Trainer, cpu};
 use burn::tensor::Distribution;
 use futures::executor::block_on;

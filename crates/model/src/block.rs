@@ -93,7 +93,7 @@ impl Block {
         let pass = Pass { block: self, config, lora };
         let h = h.reshape([batch * time, hidden]);
         let h = pass.around(h, [Norm::Attention, Norm::AttentionOut], |x| {
-            pass.attention(x, [batch, time], view, cached)
+            pass.attention(&x, [batch, time], view, cached)
         });
         let h = pass.around(h, [Norm::Mlp, Norm::MlpOut], |x| pass.mlp(&x));
         h.reshape([batch, time, hidden])
@@ -158,7 +158,7 @@ impl Pass<'_> {
     /// x: [batch · time, hidden] -> [batch · time, hidden]
     fn attention(
         &self,
-        x: Tensor<2>,
+        x: &Tensor<2>,
         [batch, time]: [usize; 2],
         view: &View,
         cached: Option<&mut Option<KeysValues>>,
@@ -166,7 +166,7 @@ impl Pass<'_> {
         let config = self.config;
         let counts = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads];
         let [q, k, v] = if config.block.fused_qkv {
-            let all = self.project(Projection::Qkv, &x);
+            let all = self.project(Projection::Qkv, x);
             let mut start = 0;
             counts.map(|heads| {
                 let width = heads * config.head_dim;
@@ -174,7 +174,7 @@ impl Pass<'_> {
                 all.clone().narrow(1, start - width, width)
             })
         } else {
-            [Projection::Q, Projection::K, Projection::V].map(|projection| self.project(projection, &x))
+            [Projection::Q, Projection::K, Projection::V].map(|projection| self.project(projection, x))
         };
         let heads = |x: Tensor<2>, heads: usize| x.reshape([batch, time, heads, config.head_dim]);
         let [q, k] = [(q, counts[0], Norm::Query), (k, counts[1], Norm::Key)]
