@@ -41,7 +41,6 @@ fn seeds() -> Vec<Vec<u8>> {
         Message::Applied { generation, step, states: states() },
         Message::Infer { generation, request: 7, tensor: tensor(Precision::F16) },
         Message::Room(RoomState::Paused),
-        Message::FileRead { id: 1, name: "model.safetensors".into(), start: 0, end: 64 },
         Message::ChunkRead { id: 1, hash: [9; 32] },
         Message::File { id: 1, answer: FileAnswer::Bytes(vec![1; 16]) },
         Message::Failed { generation, reason: "no memory".into(), diverged: false },

@@ -19,7 +19,7 @@ fn seeds() -> Vec<Vec<u8>> {
         );
         let mut file = (header.len() as u64).to_le_bytes().to_vec();
         file.extend(header.as_bytes());
-        file.extend((0..6 * width).map(|byte| byte * 7));
+        file.extend((0..6 * width).map(|byte: u8| byte.wrapping_mul(7)));
         seeds.push(file);
     }
     seeds
