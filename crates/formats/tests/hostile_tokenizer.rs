@@ -182,3 +182,17 @@ fn a_real_tokenizer_that_is_changed_anywhere_is_refused_or_works() {
         }
     }
 }
+
+#[test]
+fn a_chain_of_byte_levels_or_of_templates_is_refused() {
+    let bytes =
+        |count: usize| json!({"type": "Sequence", "normalizers": vec![json!({"type": "ByteLevel"}); count]});
+    taken("/normalizer", bytes(2));
+    refused("/normalizer", bytes(34), "its normalizer can make text more than 1024 times as long");
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let template =
+        json!({"type": "TemplateProcessing", "single": [text, text, text], "pair": [], "special_tokens": {}});
+    let templates = |count: usize| json!({"type": "Sequence", "processors": vec![template.clone(); count]});
+    taken("/post_processor", templates(1));
+    refused("/post_processor", templates(2), "its post_processor has more than one template");
+}

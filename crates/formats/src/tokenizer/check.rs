@@ -448,6 +448,10 @@ fn check_part(name: &str, part: &Node) -> Result<(), String> {
     if parts.len() > PARTS_LIMIT {
         return Err(format!("its {name} has {} parts, more than {PARTS_LIMIT}", parts.len()));
     }
+    // The library takes the pieces that the first one makes for texts, and has no template for so many.
+    if parts.iter().filter(|part| is_template(part)).count() > 1 {
+        return Err(format!("its {name} has more than one template"));
+    }
     let mut growth = 1usize;
     for part in parts {
         growth = growth.saturating_mul(growth_of(part)?);
@@ -480,6 +484,10 @@ fn growth_of(part: &Node) -> Result<usize, String> {
     if part.get("type").and_then(Node::text) == Some("Precompiled") {
         return Err("its Precompiled has no precompiled_charsmap".into());
     }
+    // A byte that is no ASCII letter becomes a character of two.
+    if part.get("type").and_then(Node::text) == Some("ByteLevel") || part.get("trim_offsets").is_some() {
+        return Ok(2);
+    }
     let Some(pattern) = part.get("pattern").filter(|_| part.get("content").is_some()) else { return Ok(1) };
     Ok(match pattern.get("String").and_then(Node::text) {
         // An empty text is found nowhere.
@@ -498,7 +506,11 @@ fn check_kind(part: &Node) -> Result<(), String> {
     if part.get("stop").is_some_and(|stop| stop.number() != 0.0) {
         return Err("its decoder strips the end of tokens, which the tokenizers library gets wrong".into());
     }
-    if part.get("single").is_some() || part.get("pair").is_some() { check_template(part) } else { Ok(()) }
+    if is_template(part) { check_template(part) } else { Ok(()) }
+}
+
+fn is_template(part: &Node) -> bool {
+    part.get("single").is_some() || part.get("pair").is_some()
 }
 
 /// The library looks special tokens up without asking whether they are there.
