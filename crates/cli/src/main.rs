@@ -2,6 +2,7 @@
 
 mod export;
 mod generate;
+mod inspect;
 mod merge;
 mod report;
 mod train;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Command {
     /// Train a LoRA adapter on a text.
     Train(train::Train),
+    /// Say what a model is, whether all of it is there, and what it needs on 1, 2 and 4 phones.
+    Inspect(inspect::Inspect),
     /// Write a continuation of a text.
     Generate(generate::Generate),
     /// Work an adapter into its model's weights: a model of its own, in the Hugging Face layout.
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     let done = match command {
         Command::Train(train) => futures::executor::block_on(train.run()),
+        Command::Inspect(inspect) => futures::executor::block_on(inspect.run()),
         Command::Generate(generate) => futures::executor::block_on(generate.run()),
         Command::Merge(merge) => futures::executor::block_on(merge.run()),
         Command::ExportGguf(export) => futures::executor::block_on(export.run()),
@@ -52,19 +56,22 @@ fn main() -> ExitCode {
     }
 }
 
-/// Opens a folder, or a URL or hub repository if there is no such folder.
+/// Opens a model: its small files are read and checked.
 async fn open(model: &str) -> Result<Rc<Model>> {
     Model::open(open_files(model)?).await.with_context(|| unusable(model))
 }
 
-/// The files of a model, of which nothing is read.
+/// The files of a folder or a GGUF file, or of a URL or hub repository if there is no such folder. Nothing is read.
 fn open_files(model: &str) -> Result<AnyFiles> {
-    if Path::new(model).is_dir() {
+    let path = Path::new(model);
+    if path.is_dir() || path.is_file() && model.ends_with(".gguf") {
         Ok(AnyFiles::Dir(DirFiles::new(PathBuf::from(model))))
-    } else if model.contains("://") || !Path::new(model).exists() && is_repository(model) {
+    } else if model.contains("://") || !path.exists() && is_repository(model) {
         Ok(AnyFiles::Url(UrlFiles::new(model)?))
     } else {
-        anyhow::bail!("{model} is neither a folder nor a URL: give the folder that holds config.json")
+        anyhow::bail!(
+            "{model} is neither a folder nor a .gguf file nor a URL: give the folder that holds config.json"
+        )
     }
 }
 
@@ -82,8 +89,8 @@ async fn open_adapter(files: &AnyFiles, model: &str, folder: &Path) -> Result<(M
 }
 
 fn unusable(model: &str) -> String {
-    let place = if Path::new(model).is_dir() {
-        "the model in the folder"
+    let place = if Path::new(model).exists() {
+        "the model in"
     } else {
         "there is no such folder here, and as an address the model"
     };

@@ -1,0 +1,39 @@
+//! `baton inspect`: what a model is, whether all of it is there, and what it asks of the devices that would train it.
+
+mod facts;
+mod words;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use std::io::Write;
+
+#[derive(Args)]
+pub(crate) struct Inspect {
+    /// Folder of the model in the Hugging Face layout, a .gguf file, a URL, or org/name on the hub
+    model: String,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    /// Prints what is known, whatever is wrong with the model; fails if it cannot be used.
+    pub(crate) async fn run(self) -> Result<()> {
+        let files = crate::open_files(&self.model)?;
+        let facts = facts::read(&files, &self.model, self.tensors).await?;
+        let text = if self.json { serde_json::to_string_pretty(&facts)? + "\n" } else { words::of(&facts) };
+        match std::io::stdout().write_all(text.as_bytes()) {
+            // Whoever reads has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
+        match facts.problems.len() {
+            0 => Ok(()),
+            1 => bail!("{} cannot be used: {}", self.model, facts.problems.concat()),
+            count => bail!("{} cannot be used: {count} problems, listed above", self.model),
+        }
+    }
+}
