@@ -52,7 +52,10 @@ pub fn check(states: &[BlockBytes], settings: &Settings, config: &ModelConfig) -
     let spec = lora_spec(settings, config)?;
     for state in states {
         // A head is nobody's but the host's.
-        BlockState::from_bytes(&spec, config, &state.bytes)?;
+        let found = BlockState::from_bytes(&spec, config, &state.bytes)?.block;
+        if found != usize::from(state.block) {
+            return Err(EngineError::OtherBlock { found, expected: state.block });
+        }
     }
     Ok(())
 }

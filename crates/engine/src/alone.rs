@@ -37,7 +37,6 @@ pub async fn train(
 ) -> Outcome {
     let clock = Instant::now();
     let device = Device { name: "this process".into(), backend: "CPU".into() };
-    let settings = start.settings.clone();
     let mut coordinator = Coordinator::new(device, clock.elapsed());
     coordinator.handle(Event::Start(Box::new(start)), clock.elapsed());
     let begin = |coordinator: &mut Coordinator, done: u32| {
@@ -47,30 +46,23 @@ pub async fn train(
         }
         !wanted.is_empty()
     };
-    let mut judged_before = !settings.evaluates_after(0);
     while let Some(output) = coordinator.poll() {
         let event = match output {
             Output::Job(job) => match engine.run(job, |_, _| {}).await {
                 Ok(done) => Some(Event::Done(done)),
                 Err(error) => Some(Event::JobFailed { reason: error.in_words() }),
             },
-            Output::Loaded => {
-                let begun = !std::mem::replace(&mut judged_before, true) && begin(&mut coordinator, 0);
-                (!begun).then_some(Event::Resume)
-            }
+            Output::Loaded => Some(Event::Resume),
             Output::Evaluate { done } => (!begin(&mut coordinator, done.0)).then_some(Event::Evaluated),
             Output::Committed(report) => match on_step(Told::Step(&report)) {
                 ControlFlow::Continue(()) => None,
                 ControlFlow::Break(()) => Some(Event::Stop),
             },
-            Output::Inferred { .. } => {
-                let over = requests.evaluation.borrow_mut().over();
+            Output::Inferred { request, .. } => {
+                let over = requests.evaluation.borrow_mut().over(request);
                 over.map(|(done, judgement)| {
-                    let told = judgement.map(|judgement| on_step(Told::Judged(done, &judgement)));
-                    match (told, done) {
-                        (Some(ControlFlow::Break(())), _) => Event::Stop,
-                        // Nothing was let go before the first judgement.
-                        (_, 0) => Event::Resume,
+                    match judgement.map(|judgement| on_step(Told::Judged(done, &judgement))) {
+                        Some(ControlFlow::Break(())) => Event::Stop,
                         _ => Event::Evaluated,
                     }
                 })

@@ -111,6 +111,14 @@ pub enum EngineError {
         /// The run's.
         wanted: String,
     },
+    /// A state whose bytes name another block than its message.
+    #[error("the state of block {expected} says that it is of block {found}")]
+    OtherBlock {
+        /// What the bytes say.
+        found: usize,
+        /// What the message says.
+        expected: u16,
+    },
     /// The archive could not be made.
     #[error(transparent)]
     Archive(#[from] baton_formats::ArchiveError),

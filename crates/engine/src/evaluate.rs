@@ -24,16 +24,25 @@ pub struct Judgement {
 }
 
 /// The samples, and a judgement in the making.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Evaluation {
     batches: Vec<MicroBatchData>,
     tally: Option<Tally>,
+    /// The first number that no judgement has used: what is left of an ended run is not taken for the next one's.
+    next: u32,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self { batches: Vec::new(), tally: None, next: FIRST_REQUEST }
+    }
 }
 
 /// What the passes so far gave.
 #[derive(Debug, Default)]
 struct Tally {
     done: u32,
+    requests: Range<u32>,
     left: usize,
     loss: f64,
     judged: usize,
@@ -42,9 +51,10 @@ struct Tally {
 }
 
 impl Evaluation {
-    /// Samples to judge by, in slices as the pipeline takes them; none is no judging.
-    pub fn new(batches: Vec<MicroBatchData>) -> Self {
-        Self { batches, tally: None }
+    /// Takes other samples to judge by, in slices as the pipeline takes them; none is no judging. A judgement in the making is
+    /// dropped.
+    pub fn replace(&mut self, batches: Vec<MicroBatchData>) {
+        (self.batches, self.tally) = (batches, None);
     }
 
     /// Whether a number is that of a pass that judges.
@@ -56,10 +66,16 @@ impl Evaluation {
     /// judge by.
     pub fn begin(&mut self, done: u32) -> Range<u32> {
         let count = u32::try_from(self.batches.len()).unwrap_or(0).min(LAST_REQUEST - FIRST_REQUEST);
-        if count > 0 {
-            self.tally = Some(Tally { done, left: self.batches.len(), ..Tally::default() });
+        if LAST_REQUEST - self.next < count {
+            self.next = FIRST_REQUEST;
         }
-        FIRST_REQUEST..FIRST_REQUEST + count
+        let requests = self.next..self.next + count;
+        self.next = requests.end;
+        if count > 0 {
+            let requests = requests.clone();
+            self.tally = Some(Tally { done, requests, left: self.batches.len(), ..Tally::default() });
+        }
+        requests
     }
 
     /// Whether a judgement is in the making.
@@ -67,9 +83,11 @@ impl Evaluation {
         self.tally.is_some()
     }
 
-    /// The samples of a request.
+    /// The samples of a request of the judgement in the making.
     pub fn batch(&self, request: u32) -> Option<&MicroBatchData> {
-        self.batches.get(usize::try_from(request.checked_sub(FIRST_REQUEST)?).ok()?)
+        let requests = &self.tally.as_ref()?.requests;
+        let place = request.checked_sub(requests.start).filter(|_| requests.contains(&request))?;
+        self.batches.get(usize::try_from(place).ok()?)
     }
 
     /// Takes down what a pass gave: its part of the mean loss, and what a head took the samples for.
@@ -89,8 +107,8 @@ impl Evaluation {
     }
 
     /// A request is over, well or not. After the last: the steps that were done, and the judgement if all went well.
-    pub fn over(&mut self) -> Option<(u32, Option<Judgement>)> {
-        let tally = self.tally.as_mut()?;
+    pub fn over(&mut self, request: u32) -> Option<(u32, Option<Judgement>)> {
+        let tally = self.tally.as_mut().filter(|tally| tally.requests.contains(&request))?;
         tally.left = tally.left.saturating_sub(1);
         if tally.left > 0 {
             return None;
@@ -127,7 +145,9 @@ mod tests {
     fn evaluation() -> Evaluation {
         let example =
             |class| Example { ids: vec![1, 2], label: Some(Label::Class(class)), ..Example::default() };
-        Evaluation::new(MicroBatchData::all(&[0, 1, 1].map(example), 2))
+        let mut evaluation = Evaluation::default();
+        evaluation.replace(MicroBatchData::all(&[0, 1, 1].map(example), 2));
+        evaluation
     }
 
     #[test]
@@ -136,9 +156,9 @@ mod tests {
         let requests: Vec<u32> = evaluation.begin(5).collect();
         assert_eq!(requests.len(), 2);
         evaluation.add(requests[0], 0.5, vec![Label::Class(0), Label::Class(1)]);
-        assert_eq!(evaluation.over(), None);
+        assert_eq!(evaluation.over(requests[0]), None);
         evaluation.add(requests[1], 0.25, vec![Label::Class(0)]);
-        let (done, judgement) = evaluation.over().unwrap();
+        let (done, judgement) = evaluation.over(requests[1]).unwrap();
         let judgement = judgement.unwrap();
         assert_eq!((done, judgement.loss, judgement.samples), (5, 0.75, 3));
         assert_eq!(judgement.classification.unwrap().accuracy, 2.0 / 3.0);
@@ -150,8 +170,18 @@ mod tests {
         let mut evaluation = evaluation();
         let requests = evaluation.begin(0);
         evaluation.add(requests.start, 0.5, vec![Label::Class(0), Label::Class(1)]);
-        evaluation.over();
-        assert_eq!(evaluation.over(), Some((0, None)));
+        evaluation.over(requests.start);
+        assert_eq!(evaluation.over(requests.start + 1), Some((0, None)));
         assert_eq!(Evaluation::default().begin(3).count(), 0);
+    }
+
+    #[test]
+    fn what_is_left_of_an_older_judgement_is_not_counted() {
+        let mut evaluation = evaluation();
+        let old = evaluation.begin(4);
+        let new = evaluation.begin(0);
+        assert!(evaluation.batch(old.start).is_none() && evaluation.batch(new.start).is_some());
+        assert_eq!((evaluation.over(old.start), evaluation.over(old.start + 1)), (None, None));
+        assert!(evaluation.is_open());
     }
 }

@@ -9,7 +9,7 @@ use crate::source::{Model, Prepared, adamw, storage};
 use crate::stage::{Most, Part, receive, send};
 use crate::texts::Texts;
 use baton_formats::files::FilesSource;
-use baton_formats::{Files, Label, Manifest, ModelConfig, VerifiedFiles, end_tensors};
+use baton_formats::{Files, Manifest, ModelConfig, VerifiedFiles, end_tensors};
 use baton_model::{ClassifierHead, Device, Ends, HeadState, Tensor};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{Done, Job};
@@ -60,7 +60,7 @@ impl HostEngine {
         let size = usize::try_from(settings.batch_size)
             .unwrap_or(usize::MAX)
             .div_ceil(usize::from(settings.micro_batches).max(1));
-        *requests.evaluation.borrow_mut() = Evaluation::new(MicroBatchData::all(&text.validation, size));
+        requests.evaluation.borrow_mut().replace(MicroBatchData::all(&text.validation, size));
         let config = text.config;
         Self {
             device,
@@ -272,8 +272,15 @@ impl HostEngine {
         (self.head, self.part) = (None, None);
         if config.classifier().is_some() {
             let adamw = adamw(settings);
-            let mut head =
-                ClassifierHead::load_or_init(files, index, config, settings.seed, adamw, device).await?;
+            // The file's head gives its own classes, in its own order.
+            let same = self.model.config.classifier().is_some_and(|own| {
+                own.labels.is_empty() || Some(&own.labels) == config.classifier().map(|head| &head.labels)
+            });
+            let mut head = if same {
+                ClassifierHead::load_or_init(files, index, config, settings.seed, adamw, device).await?
+            } else {
+                ClassifierHead::init(config, settings.seed, adamw, device)?
+            };
             if let Some(state) = states.iter().find(|state| state.block == own) {
                 head.restore(&HeadState::from_bytes(config, &state.bytes)?)?;
             }
@@ -292,15 +299,4 @@ impl HostEngine {
 /// The number of the block as which the head's state travels: the one after the last.
 pub fn head_block(config: &ModelConfig) -> u16 {
     u16::try_from(config.num_hidden_layers).unwrap_or(u16::MAX)
-}
-
-/// What a head takes a sample for, in words: the class by its name, or the value.
-pub fn label_in_words(label: Label, names: &[String]) -> String {
-    match label {
-        Label::Class(class) => {
-            let name = usize::try_from(class).ok().and_then(|class| names.get(class));
-            name.cloned().unwrap_or_else(|| class.to_string())
-        }
-        Label::Value(value) => format!("{value:.3}"),
-    }
 }

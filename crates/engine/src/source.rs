@@ -7,7 +7,7 @@ use baton_formats::BlobFiles;
 use baton_formats::DirFiles;
 use baton_formats::dataset::{self, Target, Validation};
 use baton_formats::{
-    ChatTemplate, Dataset, DatasetError, Encoded, Encoding, Example, Files, FilesError, Gguf, Label,
+    ChatTemplate, Dataset, DatasetError, Encoded, Encoding, Example, Files, FilesError, Gguf, Head, Label,
     MemoryFiles, ModelConfig, TensorIndex, Tokenizer, UrlFiles, WeightsError, read_all,
 };
 use baton_model::{AdamW, LoraSpec, Storage};
@@ -130,9 +130,10 @@ impl Model {
         let config = ModelConfig::parse(&config_bytes)?;
         let tokenizer = read_all(&files, TOKENIZER_FILE, TOKENIZER_LIMIT).await;
         let tokenizer = Tokenizer::from_bytes(&or_from(tokenizer, gguf, Gguf::tokenizer_json)?)?;
-        if tokenizer.vocab_size() > config.vocab_size {
+        // Added tokens may lie beyond the embedding (Gemma 3's marks for images do): a text that has one is refused.
+        if tokenizer.base_vocab_size() > config.vocab_size {
             return Err(EngineError::VocabularyMismatch {
-                tokens: tokenizer.vocab_size(),
+                tokens: tokenizer.base_vocab_size(),
                 embeddings: config.vocab_size,
             });
         }
@@ -144,7 +145,7 @@ impl Model {
         let config_text = String::from_utf8_lossy(&config_bytes).into_owned();
         let mut weight_files: Vec<_> =
             index.files().iter().map(|file| (file.name.clone(), file.size)).collect();
-        if weight_files.len() > 1 {
+        if index.gguf().is_none() && weight_files.iter().all(|(name, _)| name != WEIGHTS_FILE) {
             // Which tensor is in which part.
             weight_files.push((INDEX_FILE.into(), files.size(INDEX_FILE).await?));
         }
@@ -160,16 +161,23 @@ impl Model {
         if !self.config.is_encoder() {
             return Ok(self.config.clone());
         }
+        let config = self.config.clone();
         let mut labels = dataset.samples.iter().filter_map(|sample| sample.label);
         match labels.next() {
             None => Err(EngineError::NoLabels),
-            Some(Label::Value(_)) => Ok(self.config.clone().with_classifier(1, true)?),
+            Some(Label::Value(_)) => Ok(config.with_classifier(1, true)?),
             Some(Label::Class(_)) => {
-                // A head that the file has may know classes that these samples do not show.
-                let known =
-                    self.config.classifier().filter(|head| !head.regression && !head.labels.is_empty());
-                let classes = dataset.labels.len().max(2).max(known.map_or(0, |head| head.outputs));
-                Ok(self.config.clone().with_classifier(classes, false)?)
+                let head = config.classifier().filter(|head| !head.regression && !head.labels.is_empty());
+                // A head that the file has may know more classes than these samples show.
+                let known = head.is_some_and(|head| places(&dataset.labels, &head.labels).is_some());
+                if known {
+                    return Ok(config);
+                }
+                let mut config = config.with_classifier(dataset.labels.len().max(2), false)?;
+                if let Head::Classifier(head) = &mut config.ends.head {
+                    head.labels = dataset.labels.clone();
+                }
+                Ok(config)
             }
         }
     }
@@ -187,6 +195,10 @@ impl Model {
         settings: &Settings,
     ) -> Result<Prepared, EngineError> {
         let config = self.with_head(dataset)?;
+        let names = config.classifier().map_or(&[][..], |head| &head.labels);
+        let dataset = &renumbered(dataset, names)?;
+        let validation = validation.map(|samples| renumbered(samples, names)).transpose()?;
+        let validation = validation.as_ref();
         let share = settings.validation;
         let total = dataset.samples.len();
         let (train, aside) = match validation {
@@ -256,6 +268,33 @@ impl Model {
         encoded.check_vocab(self.config.vocab_size)?;
         Ok(encoded)
     }
+}
+
+/// Where each of `labels` is among `names`, whatever their case; none if one is not there. Numbers mean places by themselves.
+fn places(labels: &[String], names: &[String]) -> Option<Vec<u32>> {
+    let place = |label: &String| {
+        let named = names.iter().position(|name| name.to_lowercase() == label.to_lowercase());
+        let place = named.or_else(|| label.parse().ok().filter(|place| *place < names.len()));
+        place.and_then(|place| u32::try_from(place).ok())
+    };
+    labels.iter().map(place).collect()
+}
+
+/// The samples with their classes numbered as in `names`: two files count their own names each in their own way.
+fn renumbered(dataset: &Dataset, names: &[String]) -> Result<Dataset, EngineError> {
+    let mut dataset = dataset.clone();
+    if names.is_empty() || dataset.labels.is_empty() {
+        return Ok(dataset);
+    }
+    let places = places(&dataset.labels, names).ok_or(EngineError::OtherLabels)?;
+    for sample in &mut dataset.samples {
+        if let Some(Label::Class(class)) = &mut sample.label {
+            let place = usize::try_from(*class).ok().and_then(|class| places.get(class));
+            *class = *place.ok_or(EngineError::OtherLabels)?;
+        }
+    }
+    dataset.labels = names.to_vec();
+    Ok(dataset)
 }
 
 /// A file, or where there is none what a GGUF file says in its place.

@@ -5,9 +5,9 @@
 
 mod common;
 
-use baton_engine::source::AnyFiles;
+use baton_engine::source::{AnyFiles, Model};
 use baton_formats::config::ALL_LINEAR;
-use baton_formats::{Files, MemoryFiles, ModelConfig};
+use baton_formats::{Example, Files, Label, MemoryFiles, ModelConfig, dataset};
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::RunPhase;
 use baton_protocol::run::{Backbone, Settings};
@@ -188,4 +188,26 @@ fn a_labeller_of_three_classes_keeps_its_own_head() {
     // Its file has a head for three: two labels in the text do not cut it down.
     room("bert", labelled(false), &settings(), 2);
     assert!(block_on(files("bert").size("model.safetensors")).is_ok());
+}
+
+#[test]
+fn classes_keep_their_names_whatever_order_each_file_counts_them_in() {
+    let model = block_on(Model::open(AnyFiles::Memory(files("bert")))).unwrap();
+    let data = |lines: &str| dataset::parse("a.tsv", format!("sentence\tlabel\n{lines}").as_bytes()).unwrap();
+    let classes = |examples: &[Example]| examples.iter().map(|example| example.label).collect::<Vec<_>>();
+    let class = |class| Some(Label::Class(class));
+    // The file's own names, whatever their case.
+    let own = data("good cat\tlabel_2\nbad cat\tLABEL_0\n");
+    let prepared = model.prepare(&own, Some(&data("old dog\tLABEL_2\n")), &settings()).unwrap();
+    assert_eq!(classes(&prepared.train.examples), [class(2), class(0)]);
+    assert_eq!(classes(&prepared.validation), [class(2)]);
+    assert_eq!(prepared.config.classifier().unwrap().outputs, 3);
+    // Other names make another head, and the file to judge by follows the one to train on.
+    let other = data("good cat\tjoy\nbad cat\tanger\nold cat\tsadness\n");
+    let prepared =
+        model.prepare(&other, Some(&data("old dog\tsadness\nnew dog\tjoy\n")), &settings()).unwrap();
+    assert_eq!(classes(&prepared.train.examples), [class(1), class(0), class(2)]);
+    assert_eq!(classes(&prepared.validation), [class(2), class(1)]);
+    assert_eq!(prepared.config.classifier().unwrap().labels, ["anger", "joy", "sadness"]);
+    assert!(model.prepare(&other, Some(&data("old dog\tfear\n")), &settings()).is_err());
 }

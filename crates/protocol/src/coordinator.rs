@@ -187,7 +187,7 @@ pub enum Job {
     InferHead {
         /// Which text.
         request: u32,
-        /// `[1, time, hidden]`.
+        /// `[batch, time, hidden]`.
         tensor: Boundary,
     },
 }
@@ -342,6 +342,8 @@ struct Run {
     closing: Option<Closing>,
     /// The model is being judged, or will be when the step that closes is committed: no step begins.
     judging: bool,
+    /// The judgement before the first step was asked for.
+    asked_before: bool,
     infer_front: VecDeque<u32>,
     infer_head: VecDeque<(u32, Boundary)>,
     /// Texts on their way through the stages.
@@ -354,8 +356,8 @@ impl Run {
         if let Some((request, tensor)) = self.infer_head.pop_front() {
             return Some((Kind::InferHead(request), Job::InferHead { request, tensor }));
         }
-        // A stage drops what is more.
-        if self.inferring.len() >= MAX_INFERS {
+        // One for each device on the way keeps all of them busy; a stage drops what is more than it can hold.
+        if self.inferring.len() >= MAX_INFERS.min(self.plan.stages.len() + 2) {
             return None;
         }
         let request = self.infer_front.pop_front()?;
@@ -488,6 +490,7 @@ impl Coordinator {
                 if let Some(run) = &mut self.run {
                     run.judging = false;
                 }
+                self.loaded_if_complete();
             }
             Event::Infer { request } => match self.run.as_mut() {
                 Some(run) => run.infer_front.push_back(request),
@@ -822,7 +825,7 @@ impl Coordinator {
             Ok(()) => (start.blocks == 0).then(|| "The model has no transformer blocks to train.".into()),
         };
         let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
-        let head = start.head;
+        let (head, start_judged) = (start.head, start.settings.evaluates_after(0));
         let plan = Plan { generation: self.generation, host: 0..start.blocks, head, stages: Vec::new() };
         self.run = Some(Run {
             drive: Drive::Held,
@@ -836,7 +839,8 @@ impl Coordinator {
             plan,
             start,
             closing: None,
-            judging: false,
+            judging: start_judged,
+            asked_before: false,
             infer_front: texts,
             infer_head: VecDeque::new(),
             inferring: BTreeSet::new(),
@@ -907,11 +911,17 @@ impl Coordinator {
         let Some(run) = self.run.as_ref().filter(|run| run.end.is_none() && self.is_loaded(run)) else {
             return;
         };
+        let ask = run.judging && run.committed.0 == 0 && run.closing.is_none() && !run.asked_before;
         match run.drive {
             _ if run.deserted.is_some() => self.broadcast(RoomState::Paused),
-            Drive::Held => self.outputs.push_back(Output::Loaded),
+            Drive::Held if !run.judging => self.outputs.push_back(Output::Loaded),
+            Drive::Held => {}
             Drive::Go => self.broadcast(RoomState::Running),
             Drive::Paused => self.broadcast(RoomState::Paused),
+        }
+        if let Some(run) = self.run.as_mut().filter(|_| ask) {
+            run.asked_before = true;
+            self.outputs.push_back(Output::Evaluate { done: Step(0) });
         }
         self.outputs.push_back(Output::Changed);
     }

@@ -89,7 +89,7 @@ pub enum Message {
         generation: Generation,
         /// Which text.
         request: u32,
-        /// `[1, time, hidden]`.
+        /// `[batch, time, hidden]`.
         tensor: Boundary,
     },
     /// The run stands, goes on, or is over.
@@ -241,9 +241,6 @@ pub enum FileAnswer {
     /// Why not.
     Error(String),
 }
-
-/// The longest chunk that is given away, in bytes.
-pub const MAX_CHUNK: u64 = 4 * 1024 * 1024;
 
 impl Message {
     /// The lane on which it travels between the host and a peer.

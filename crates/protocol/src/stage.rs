@@ -117,7 +117,7 @@ pub enum Job {
     Infer {
         /// Which text.
         request: u32,
-        /// `[1, time, hidden]`.
+        /// `[batch, time, hidden]`.
         tensor: Boundary,
     },
 }

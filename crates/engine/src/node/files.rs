@@ -15,8 +15,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Questions a peer may have open at once.
+/// Questions a peer may have open at once: what is answered and not yet read is bounded by as many pieces.
 pub(super) const MOST_QUESTIONS: usize = 2;
+
+/// Ticks (half seconds) that a neighbour has for an answer; the host, which may be reading the piece from a hub, has more.
+const PATIENCE: u32 = 20;
+const PATIENCE_WITH_HOST: u32 = 240;
 
 /// A manifest as it travels.
 pub(super) fn manifest_bytes(manifest: &Manifest) -> Vec<u8> {
@@ -32,21 +36,31 @@ pub(super) fn manifest(bytes: &[u8]) -> Result<Manifest, EngineError> {
 #[derive(Default)]
 pub(super) struct Questions {
     next: u32,
-    waiting: HashMap<u32, (PeerId, oneshot::Sender<FileAnswer>)>,
+    /// Who was asked, how many ticks ago, and who waits.
+    waiting: HashMap<u32, (PeerId, u32, oneshot::Sender<FileAnswer>)>,
     reachable: BTreeSet<PeerId>,
 }
 
 impl Questions {
-    /// A peer can be asked.
+    /// A peer can be asked. What it was asked over an older channel is lost with that.
     pub(super) fn linked(&mut self, peer: PeerId) {
+        self.lost(peer);
         self.reachable.insert(peer);
+    }
+
+    /// Time passes: who waits too long for one peer goes on to the next.
+    pub(super) fn tick(&mut self, host: PeerId) {
+        self.waiting.retain(|_, (asked, age, _)| {
+            *age += 1;
+            *age <= if *asked == host { PATIENCE_WITH_HOST } else { PATIENCE }
+        });
     }
 
     /// Hands an answer to who asked.
     pub(super) fn answer(&mut self, from: PeerId, id: u32, answer: FileAnswer) {
         // An answer to another's question is nobody's.
-        if self.waiting.get(&id).is_some_and(|(asked, _)| *asked == from)
-            && let Some((_, waiting)) = self.waiting.remove(&id)
+        if self.waiting.get(&id).is_some_and(|(asked, ..)| *asked == from)
+            && let Some((.., waiting)) = self.waiting.remove(&id)
         {
             // Whoever asked may have given up.
             let _ = waiting.send(answer);
@@ -56,7 +70,7 @@ impl Questions {
     /// A peer is gone: everybody who waits for it is told.
     pub(super) fn lost(&mut self, peer: PeerId) {
         self.reachable.remove(&peer);
-        self.waiting.retain(|_, (asked, _)| *asked != peer);
+        self.waiting.retain(|_, (asked, ..)| *asked != peer);
     }
 }
 
@@ -88,11 +102,11 @@ impl<C, T> ChunkSource for StageSource<C, T> {
             }
             questions.next = questions.next.wrapping_add(1);
             let id = questions.next;
-            questions.waiting.insert(id, (peer, sender));
+            questions.waiting.insert(id, (peer, 0, sender));
             id
         };
         let failed = |reason: String| FilesError::Io { name: file.into(), reason };
-        let lost = || failed(format!("the connection to device {peer} was lost"));
+        let lost = || failed(format!("device {peer} was lost or gave no answer"));
         inputs
             .unbounded_send(Input::Ask(peer, Message::ChunkRead { id, hash: *hash }))
             .map_err(|_| lost())?;

@@ -17,7 +17,7 @@ use baton_protocol::coordinator::{
     Coordinator, DeviceView, Done, Event, Output, RunPhase, Start, StepReport,
 };
 use baton_protocol::ids::Step;
-use baton_protocol::message::{Device as Introduction, FileAnswer, MAX_CHUNK, Message};
+use baton_protocol::message::{Device as Introduction, FileAnswer, Message};
 use baton_protocol::run::{ModelSource, Settings};
 use baton_transport::{Arrival, Channel};
 use futures::channel::mpsc::UnboundedReceiver;
@@ -204,7 +204,7 @@ struct Opened {
 enum Side {
     Opened(Opened),
     File { peer: PeerId, id: u32, answer: FileAnswer },
-    Checked { model: Rc<Model>, settings: Box<Settings>, manifest: Result<Manifest, FilesError> },
+    Checked { number: u32, model: Rc<Model>, settings: Box<Settings>, manifest: Result<Manifest, FilesError> },
 }
 
 /// A text as it was chosen.
@@ -235,8 +235,6 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     engine: Option<HostEngine>,
     engines: u32,
     requests: Requests,
-    /// Whether the model was judged before the first step.
-    judged_before: bool,
     sample_prompt: Prompt,
     /// The pieces of the run's model, for the others.
     shelf: Option<Rc<Shelf>>,
@@ -244,6 +242,8 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     manifest: Option<(Rc<Model>, Manifest)>,
     /// A run waits for its model's files to be read.
     checking: bool,
+    /// Readings so far; one that was given up is told by its number.
+    checks: u32,
     /// The model of the run, which may no longer be the chosen one, and its configuration with the run's head.
     run_model: Option<(Rc<Model>, Option<String>, ModelConfig)>,
     since: Duration,
@@ -281,11 +281,11 @@ pub async fn run_host<C: Channel + 'static>(
         engine: None,
         engines: 0,
         requests: Requests::default(),
-        judged_before: false,
         sample_prompt: Prompt::Text(String::new()),
         shelf: None,
         manifest: None,
         checking: false,
+        checks: 0,
         run_model: None,
         told_end: false,
         jobs: FuturesUnordered::new(),
@@ -397,7 +397,13 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 }
                 self.net.send(peer, &Message::File { id, answer });
             }
-            Side::Checked { model, settings, manifest } => {
+            Side::Checked { number, model, manifest, .. } if number != self.checks => {
+                // Given up, but not in vain.
+                if let Ok(manifest) = manifest {
+                    self.manifest = Some((model, manifest));
+                }
+            }
+            Side::Checked { model, settings, manifest, .. } => {
                 self.checking = false;
                 match manifest {
                     Ok(manifest) => {
@@ -465,7 +471,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         };
         // A stage asks one question at a time; answers that nobody reads must not pile up.
         let open = self.questions.entry(from).or_default();
-        if *open >= MOST_QUESTIONS || self.net.ports.queued(from) as u64 > 2 * MAX_CHUNK {
+        if *open >= MOST_QUESTIONS {
             let answer = FileAnswer::Error("too many questions at once".into());
             return self.net.send(from, &Message::File { id, answer });
         }
@@ -485,6 +491,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         match command {
             HostCommand::SetModel(choice) => {
                 let ModelChoice { files, source, name, base } = *choice;
+                self.give_check_up();
                 self.choices += 1;
                 let number = self.choices;
                 let open = async move {
@@ -520,7 +527,10 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 self.since = self.environment.now();
                 self.handle(Event::Resume);
             }
-            HostCommand::Stop => self.handle(Event::Stop),
+            HostCommand::Stop => {
+                self.give_check_up();
+                self.handle(Event::Stop);
+            }
             HostCommand::Generate(request, text) => {
                 if let Err(error) = self.generate(request, &text) {
                     self.error(About::Generate, &error);
@@ -634,7 +644,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let head = engine.trains_head();
         self.engines += 1;
         self.engine = Some(engine);
-        (self.told_end, self.judged_before) = (false, false);
+        self.told_end = false;
         let config = model.config_text.clone();
         self.run_model = Some((model, base, run_config));
         self.settings = settings.clone();
@@ -642,6 +652,22 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let start = Start { settings, blocks, source, config, manifest, states, head };
         self.handle(Event::Start(Box::new(start)));
         Ok(())
+    }
+
+    /// What is on this machine already is not kept a second time.
+    fn cache_for(&self, model: &Model) -> AnyCache {
+        match model.files {
+            AnyFiles::Url(_) => self.cache.clone(),
+            _ => AnyCache::None,
+        }
+    }
+
+    /// The run that waits for its model's files to be read is not wanted any more.
+    fn give_check_up(&mut self) {
+        if std::mem::take(&mut self.checking) {
+            self.checks += 1;
+            self.changed();
+        }
     }
 
     /// What the model's files are, if they were read already.
@@ -653,8 +679,10 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     /// Reads all of the model's files once; the run starts after it.
     fn check(&mut self, model: Rc<Model>, settings: Settings) {
         self.checking = true;
+        self.checks += 1;
+        let number = self.checks;
         let (cache, inputs, environment) =
-            (self.cache.clone(), self.inputs.clone(), self.environment.clone());
+            (self.cache_for(&model), self.inputs.clone(), self.environment.clone());
         let check = async move {
             let total = model.weight_files.iter().map(|(_, size)| size).sum();
             let names: Vec<String> = model.weight_files.iter().map(|(name, _)| name.clone()).collect();
@@ -670,9 +698,8 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 AnyFiles::Url(files) => files.identity().await.ok().flatten(),
                 _ => None,
             };
-            let manifest =
-                Manifest::make_once(&model.files, &names, &cache, key.as_ref(), on_bytes).await;
-            Side::Checked { model, settings: Box::new(settings), manifest }
+            let manifest = Manifest::make_once(&model.files, &names, &cache, key.as_ref(), on_bytes).await;
+            Side::Checked { number, model, settings: Box::new(settings), manifest }
         };
         self.sides.push(check.boxed_local());
     }
@@ -687,15 +714,19 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     }
 
     /// A pass that judges is over.
-    fn judged(&mut self) {
-        let Some((done, judgement)) = self.requests.evaluation.borrow_mut().over() else { return };
-        if let Some(judgement) = judgement {
-            (self.tell)(HostEvent::Judged { done, judgement });
+    fn judged(&mut self, request: u32) {
+        let Some((done, judgement)) = self.requests.evaluation.borrow_mut().over(request) else { return };
+        match judgement {
+            Some(judgement) => (self.tell)(HostEvent::Judged { done, judgement }),
+            None => {
+                let message =
+                    format!("The model could not be judged after {done} steps; the training goes on.");
+                self.error(About::Run, &message);
+            }
         }
-        match done {
-            0 => self.loaded(),
-            _ => self.handle(Event::Evaluated),
-        }
+        // The time of a step is that of its training.
+        self.since = self.environment.now();
+        self.handle(Event::Evaluated);
     }
 
     fn generate(&mut self, request: u32, text: &TextRequest) -> Result<(), EngineError> {
@@ -719,11 +750,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
 
     fn loaded(&mut self) {
         // The plan may have changed while the text before was being written: it goes on by itself.
-        if self.requests.texts.borrow().get(BEFORE).is_some() || self.requests.evaluation.borrow().is_open() {
-            return;
-        }
-        let due = self.settings.evaluates_after(0);
-        if !std::mem::replace(&mut self.judged_before, true) && due && self.judge(0) {
+        if self.requests.texts.borrow().get(BEFORE).is_some() {
             return;
         }
         if !self.sample(BEFORE) {
@@ -742,7 +769,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
 
     fn inferred(&mut self, request: u32, done: bool) {
         if Evaluation::is_request(request) {
-            return self.judged();
+            return self.judged(request);
         }
         let Some((model, ..)) = self.run_model.clone() else { return };
         let read = |text: &Text| Ok::<_, EngineError>((text.decode_prompt(&model)?, text.decode(&model)?));

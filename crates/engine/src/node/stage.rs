@@ -10,7 +10,7 @@ use baton_formats::{ChunkCache, FilesError, ModelConfig, UrlFiles, VerifiedFiles
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
-use baton_protocol::message::{Device as Introduction, FileAnswer, MAX_CHUNK, Message};
+use baton_protocol::message::{Device as Introduction, FileAnswer, Message};
 use baton_protocol::run::ModelSource;
 use baton_protocol::stage::{Done, Event, Job, Output, Stage, View};
 use baton_transport::{Arrival, Channel};
@@ -153,7 +153,7 @@ pub async fn run_stage<C: Channel + 'static>(
                         }
                         Arrival::Message { from, message: Message::ChunkRead { id, hash } } => {
                             let open = asked.entry(from).or_default();
-                            if *open >= MOST_QUESTIONS || net.ports.queued(from) as u64 > 2 * MAX_CHUNK {
+                            if *open >= MOST_QUESTIONS {
                                 let answer = FileAnswer::Error("too many questions at once".into());
                                 net.send(from, &Message::File { id, answer });
                                 continue;
@@ -177,6 +177,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 Input::Gone { peer, reason } => net.gone(peer, reason),
                 Input::Tick => {
                     net.tick();
+                    questions.borrow_mut().tick(host);
                     if stage.poll_timeout().is_some_and(|at| at <= now()) {
                         stage.handle_timeout(now());
                     }
@@ -222,7 +223,8 @@ fn open<C>(
             Ok::<_, FilesError>(StageSource::Url(Box::new(FilesSource::new(files, &manifest))))
         };
         // The host stands at both ends of the ring under a number of its own.
-        let neighbours = [assign.prev, assign.next].into_iter().filter(|id| *id != PeerId::HOST);
+        let neighbours =
+            [assign.prev, assign.next].into_iter().filter(|id| *id != PeerId::HOST && *id != host);
         let mut sources = match &assign.source {
             ModelSource::Embedded => vec![url(embedded)?],
             ModelSource::Url(_) | ModelSource::Host => neighbours.map(peer).collect(),

@@ -169,6 +169,11 @@ impl Tokenizer {
             .map_err(|error| TokenizerError::Decode { reason: error.to_string() })
     }
 
+    /// How many tokens there are without those added beside the vocabulary.
+    pub fn base_vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
     /// How many tokens there are, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

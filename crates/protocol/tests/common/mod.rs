@@ -334,7 +334,7 @@ impl World {
         assert_eq!(self.coordinator.phase(), RunPhase::Finished);
         assert_eq!(self.committed.len(), self.reference.losses.len());
         let settings = &self.scenario.settings;
-        let due: Vec<u32> = (1..=settings.steps).filter(|done| settings.evaluates_after(*done)).collect();
+        let due: Vec<u32> = (0..=settings.steps).filter(|done| settings.evaluates_after(*done)).collect();
         assert_eq!(self.judged, due);
     }
 
