@@ -88,9 +88,8 @@ mod tests {
 
     #[test]
     fn memory_follows_the_blocks_and_the_work_in_flight() {
-        let json =
-            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families/llama2/config.json"));
-        let config = ModelConfig::parse(&json.unwrap()).unwrap();
+        let json = include_bytes!("../tests/golden/families/llama2/config.json");
+        let config = ModelConfig::parse(json).unwrap();
         let lora = LoraSpec::new(4, 8.0, config.projections().collect());
         let work = InFlight { micro_batches: 3, samples: 2, time: 16, recompute: false };
         let of = |blocks, work| stage_memory(&config, blocks, Storage::Int8, &lora, work);
