@@ -32,6 +32,7 @@ const CONFIG_LIMIT: u64 = 1 << 20;
 const TOKENIZER_LIMIT: u64 = 64 << 20;
 
 /// Files from any of the places that a host can have them.
+#[allow(clippy::large_enum_variant, reason = "one exists for each model that is open")]
 pub enum AnyFiles {
     /// A folder on this machine.
     #[cfg(not(target_arch = "wasm32"))]

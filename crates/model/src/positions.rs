@@ -207,7 +207,7 @@ mod tests {
         let found = frequencies(&Rope { theta: 500_000.0, scaling }, 64);
         for (i, expected) in [
             (0, 1.0),
-            (1, 6.636_012_8e-1),
+            (1, 6.636_013e-1),
             (13, 4.839_421_2e-3),
             (14, 3.211_446e-3),
             (15, 1.290_548e-3),

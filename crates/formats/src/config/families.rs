@@ -140,7 +140,7 @@ fn needed(field: &'static str, value: Option<u64>) -> Result<usize, ConfigError>
     value.map(size).ok_or_else(|| ConfigError::Json { reason: format!("missing field `{field}`") })
 }
 
-fn unsupported(field: &'static str, value: impl ToString) -> ConfigError {
+fn unsupported(field: &'static str, value: &dyn ToString) -> ConfigError {
     ConfigError::UnsupportedFeature { field, value: value.to_string().chars().take(200).collect() }
 }
 
@@ -155,7 +155,7 @@ fn activation(
         Some("gelu") => Ok(Activation::Gelu),
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
         Some("relu") => Ok(Activation::Relu),
-        Some(other) => Err(unsupported(field, format!("\"{other}\""))),
+        Some(other) => Err(unsupported(field, &format!("\"{other}\""))),
     }
 }
 
@@ -224,7 +224,7 @@ fn decoder(raw: &Raw, architecture: Architecture) -> Result<ModelConfig, ConfigE
         }
     }
     if raw.use_bidirectional_attention == Some(true) {
-        return Err(unsupported("use_bidirectional_attention", true));
+        return Err(unsupported("use_bidirectional_attention", &true));
     }
     // What the config classes take where the file says nothing.
     let (kv_default, head_default, positions, theta) = match architecture {
@@ -325,7 +325,7 @@ fn windows(
             let kind = |kind: &String| match kind.as_str() {
                 "sliding_attention" => Ok(true),
                 "full_attention" => Ok(false),
-                other => Err(unsupported("layer_types", format!("\"{other}\""))),
+                other => Err(unsupported("layer_types", &format!("\"{other}\""))),
             };
             types.iter().map(kind).collect::<Result<_, _>>()?
         }
@@ -350,7 +350,7 @@ fn gpt2(raw: &Raw) -> Result<ModelConfig, ConfigError> {
         ("add_cross_attention", raw.add_cross_attention, false),
     ] {
         if value.is_some_and(|value| value != right) {
-            return Err(unsupported(field, !right));
+            return Err(unsupported(field, &!right));
         }
     }
     let hidden_size = raw.n_embd.map_or(768, size);
@@ -404,10 +404,10 @@ fn gpt2(raw: &Raw) -> Result<ModelConfig, ConfigError> {
 /// BERT and RoBERTa: the norm after the sum, attention in both directions, a head on the first position.
 fn encoder(raw: &Raw, architecture: Architecture, json: &Value) -> Result<ModelConfig, ConfigError> {
     if raw.is_decoder == Some(true) {
-        return Err(unsupported("is_decoder", true));
+        return Err(unsupported("is_decoder", &true));
     }
     if let Some(kind) = raw.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
-        return Err(unsupported("position_embedding_type", format!("\"{kind}\"")));
+        return Err(unsupported("position_embedding_type", &format!("\"{kind}\"")));
     }
     let roberta = architecture == Architecture::Roberta;
     let hidden_size = raw.hidden_size.map_or(768, size);
@@ -428,7 +428,7 @@ fn encoder(raw: &Raw, architecture: Architecture, json: &Value) -> Result<ModelC
     let regression = match raw.problem_type.as_deref() {
         Some("regression") => true,
         Some("multi_label_classification") => {
-            return Err(unsupported("problem_type", "\"multi_label_classification\""));
+            return Err(unsupported("problem_type", &"\"multi_label_classification\""));
         }
         Some(_) => false,
         None => outputs == 1,
