@@ -92,6 +92,22 @@ impl Server {
         Ok(Self { url, dist, _process: process })
     }
 
+    /// Has the engines of this copy of the page say on a `BroadcastChannel("baton-memory")`, twice a second, how many
+    /// bytes WebAssembly's memory has. It never shrinks.
+    pub fn report_memory(&self) -> Result<()> {
+        let worker = self.dist.path().join("static/worker.js");
+        let text = std::fs::read_to_string(&worker)?;
+        let start = "await wasm_bindgen(";
+        ensure!(text.contains(start), "{} starts no engine by {start:?}", worker.display());
+        let text = text.replace(start, &format!("engine = {start}"))
+            + "\nlet engine;\nconst memory = new BroadcastChannel('baton-memory');\n\
+               setInterval(() => engine && memory.postMessage(engine.memory.buffer.byteLength), 500);\n";
+        // The copy may be a link to the page itself, and the server prefers what is compressed.
+        let _ = std::fs::remove_file(worker.with_extension("js.gz"));
+        std::fs::remove_file(&worker)?;
+        Ok(std::fs::write(&worker, text)?)
+    }
+
     /// Puts files of a folder under the server's root.
     pub fn add(&self, name: &str, folder: &Path) -> Result<()> {
         copy(folder, &self.dist.path().join(name))
@@ -361,6 +377,16 @@ impl Tab {
         }
     }
 
+    /// The most memory that a renderer of this Chromium ever had, in bytes; none where there is no /proc.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let profile = self.home.path().display().to_string();
+        processes()
+            .into_iter()
+            .filter(|process| process.is_renderer_of(&profile))
+            .map(|found| found.peak)
+            .max()
+    }
+
     /// Every loss of the run, with all digits.
     pub async fn losses(&self) -> Result<Vec<f64>> {
         let script = "return [...document.querySelectorAll('#loss-table tr[data-loss]')]
@@ -398,6 +424,33 @@ impl Tab {
     pub async fn close(self) -> Result<()> {
         Ok(self.client.clone().close().await?)
     }
+}
+
+/// A process of this machine.
+struct Process {
+    arguments: String,
+    /// The most bytes that it had in memory.
+    peak: u64,
+}
+
+impl Process {
+    /// Chromium gives its profile to every renderer, to write down how it crashed.
+    fn is_renderer_of(&self, profile: &str) -> bool {
+        self.arguments.contains("--type=renderer") && self.arguments.contains(profile)
+    }
+}
+
+/// The processes that /proc knows; one that ends meanwhile is left out.
+fn processes() -> Vec<Process> {
+    let read = |folder: &Path| {
+        let arguments = std::fs::read(folder.join("cmdline")).ok()?;
+        let status = std::fs::read_to_string(folder.join("status")).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kibibytes: u64 = peak.split_whitespace().next()?.parse().ok()?;
+        Some(Process { arguments: String::from_utf8_lossy(&arguments).into_owned(), peak: kibibytes * 1024 })
+    };
+    let folders = std::fs::read_dir("/proc").into_iter().flatten();
+    folders.filter_map(|folder| read(&folder.ok()?.path())).collect()
 }
 
 /// The files of an archive.

@@ -2,6 +2,8 @@
 
 use crate::cargo;
 use crate::process;
+use crate::test;
+use crate::tools::Install;
 use crate::workspace::Workspace;
 use anyhow::Result;
 
@@ -11,25 +13,33 @@ pub(crate) struct Options {
     /// What to measure.
     #[arg(value_enum)]
     what: Bench,
+    /// What the measurement itself takes (`cargo xtask bench tabs --help`).
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Bench {
     /// The products with frozen matrices of every storage, beside burn's f32 matmul (crates/kernels).
     Matmul,
-}
-
-impl Bench {
-    /// The name of the bench target.
-    fn target(self) -> &'static str {
-        match self {
-            Self::Matmul => "matmul",
-        }
-    }
+    /// A whole run in tabs of headless Chromium, each a process of its own: losses, seconds a step, and the most memory
+    /// that every tab had (tests/).
+    Tabs,
 }
 
 /// Builds the benchmark and runs it, its table on the terminal.
 pub(crate) fn bench(workspace: &Workspace, options: &Options) -> Result<()> {
-    // No package named: the default members have the features that burn is built with already.
-    process::run(cargo::cargo(workspace).args(["bench", "--bench", options.what.target()]))
+    match options.what {
+        // No package named: the default members have the features that burn is built with already.
+        Bench::Matmul => process::run(
+            cargo::cargo(workspace).args(["bench", "--bench", "matmul", "--"]).args(&options.arguments),
+        ),
+        Bench::Tabs => {
+            let run = ["run", "--release", "--package", "baton-e2e", "--bin", "tabs", "--"];
+            let mut tabs = cargo::cargo(workspace);
+            tabs.args(run).args(&options.arguments);
+            test::prepare_tabs(workspace, Install::Allowed, &mut tabs)?;
+            process::run(&mut tabs)
+        }
+    }
 }

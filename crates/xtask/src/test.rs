@@ -260,21 +260,28 @@ fn run_module(
 }
 
 fn end_to_end(workspace: &Workspace, install: Install, counts: &mut Counts) -> Result<()> {
+    let mut tests = cargo::cargo(workspace);
+    tests.args(["test", "--release", "--no-fail-fast", "--package", "baton-e2e", "--", "--test-threads=1"]);
+    prepare_tabs(workspace, install, &mut tests)?;
+    cargo_test(&mut tests, counts)
+}
+
+/// Builds what stands around the page, and tells a program of tests/ where everything is.
+pub(crate) fn prepare_tabs(workspace: &Workspace, install: Install, program: &mut Command) -> Result<()> {
     let dist = workspace.dist();
     if !dist.join("index.html").is_file() {
-        bail!("{} holds no page: run the layer `page` first", dist.display());
+        bail!("{} holds no page: run `cargo xtask build` first", dist.display());
     }
     let browser = browser::browser(install)?;
     // The default members, as the layer `native` builds them: a package alone has other features, and burn is built anew.
     process::run(cargo::cargo(workspace).args(["build", "--release", "--bins"]))?;
-    let mut tests = cargo::cargo(workspace);
-    tests.args(["test", "--release", "--no-fail-fast", "--package", "baton-e2e", "--", "--test-threads=1"]);
-    tests.env("BATON_DIST", dist);
-    tests
+    program.env("BATON_DIST", dist);
+    program
         .env("BATON_SERVER", workspace.binary("baton-signaling"))
-        .env("BATON_CLI", workspace.binary("baton"));
-    tests.env("CHROMEDRIVER", &browser.driver).env("CHROME", &browser.chrome);
-    cargo_test(&mut tests, counts)
+        .env("BATON_CLI", workspace.binary("baton"))
+        .env("CHROMEDRIVER", &browser.driver)
+        .env("CHROME", &browser.chrome);
+    Ok(())
 }
 
 fn cargo_test(command: &mut Command, counts: &mut Counts) -> Result<()> {
