@@ -138,7 +138,7 @@ fn memory(text: &mut Text, facts: &Facts) {
     }
     text.line(&format!(
         "  An estimate: adapters of rank {} on every map, their moments and gradients, and the activations of\n  \
-         {} in flight, {} of {} tokens each; not the program, nor what the graphics driver keeps.",
+         up to {} in flight, {} of {} tokens each; not the program, nor what the graphics driver keeps.",
         estimate.lora_rank,
         plural(usize::from(estimate.micro_batches), "micro-batch"),
         plural(usize::try_from(estimate.samples).unwrap_or(usize::MAX), "sample"),
