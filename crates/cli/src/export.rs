@@ -21,11 +21,11 @@ pub(crate) struct ExportGguf {
 impl ExportGguf {
     pub(crate) async fn run(self) -> Result<()> {
         let files = crate::open_files(&self.model)?;
-        let (model, adapter) = crate::open_adapter(&files, &self.model, &self.adapter).await?;
+        let (model, adapter, _) = crate::open_adapter(&files, &self.model, &self.adapter).await?;
         let bytes = to_gguf(&adapter, &model)?;
         std::fs::write(&self.out, &bytes).with_context(|| format!("cannot write {}", self.out.display()))?;
         let line = format!(
-            "{}: {} pairs, {:.1} MB",
+            "{}: {} pairs, {:.2} MB",
             self.out.display(),
             adapter.weights.len(),
             bytes.len() as f64 / 1e6

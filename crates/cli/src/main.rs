@@ -8,9 +8,9 @@ mod report;
 mod train;
 
 use anyhow::{Context, Result};
-use baton_engine::source::{AnyFiles, CONFIG_FILE, Model};
+use baton_engine::source::{AnyFiles, Model, config_json};
 use baton_formats::peft::fitted;
-use baton_formats::{Adapter, DirFiles, ModelConfig, UrlFiles, read_all};
+use baton_formats::{Adapter, DirFiles, ModelConfig, UrlFiles};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -75,9 +75,13 @@ fn open_files(model: &str) -> Result<AnyFiles> {
     }
 }
 
-/// An adapter, and its model's config with the head that the adapter was trained with.
-async fn open_adapter(files: &AnyFiles, model: &str, folder: &Path) -> Result<(ModelConfig, Adapter)> {
-    let json = read_all(files, CONFIG_FILE, 1 << 20).await.with_context(|| unusable(model))?;
+/// An adapter, its model's config with the head that the adapter was trained with, and the model's `config.json`.
+async fn open_adapter(
+    files: &AnyFiles,
+    model: &str,
+    folder: &Path,
+) -> Result<(ModelConfig, Adapter, Vec<u8>)> {
+    let json = config_json(files).await.with_context(|| unusable(model))?;
     let config = ModelConfig::parse(&json).with_context(|| unusable(model))?;
     let adapter_files = DirFiles::new(folder);
     let adapter = async {
@@ -85,7 +89,9 @@ async fn open_adapter(files: &AnyFiles, model: &str, folder: &Path) -> Result<(M
         let adapter = Adapter::read(&adapter_files, &config).await?;
         anyhow::Ok((config, adapter))
     };
-    adapter.await.with_context(|| format!("the adapter at {} cannot be used", folder.display()))
+    let (config, adapter) =
+        adapter.await.with_context(|| format!("the adapter at {} cannot be used", folder.display()))?;
+    Ok((config, adapter, json))
 }
 
 fn unusable(model: &str) -> String {

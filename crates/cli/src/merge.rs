@@ -1,7 +1,7 @@
 //! `baton merge`.
 
 use anyhow::{Context, Result, ensure};
-use baton_engine::source::CONFIG_FILE;
+use baton_engine::source::{CONFIG_FILE, TOKENIZER_FILE};
 use baton_formats::merge::{merge, merged_config};
 use baton_formats::{FilesError, NumberFormat, TensorIndex, read_all};
 use clap::{Args, ValueEnum};
@@ -49,7 +49,7 @@ enum Dtype {
 impl Merge {
     pub(crate) async fn run(self) -> Result<()> {
         let files = crate::open_files(&self.model)?;
-        let (model, adapter) = crate::open_adapter(&files, &self.model, &self.adapter).await?;
+        let (model, adapter, config) = crate::open_adapter(&files, &self.model, &self.adapter).await?;
         let weights = self.out.join("model.safetensors");
         ensure!(!weights.exists(), "{} is there already: give another folder for --out", weights.display());
         let index = TensorIndex::open_model(&files).await?;
@@ -86,12 +86,14 @@ impl Merge {
         }
         fs::rename(&partial, &weights).with_context(cannot_write)?;
 
-        let config = read_all(&files, CONFIG_FILE, 1 << 20).await?;
         let write = |name: &str, bytes: &[u8]| {
             let path = self.out.join(name);
             fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
         };
-        write(CONFIG_FILE, merged_config(&config, &model, &adapter)?.as_bytes())?;
+        write(CONFIG_FILE, merged_config(&config, &model, &adapter, format)?.as_bytes())?;
+        if let Some(gguf) = index.gguf() {
+            write(TOKENIZER_FILE, gguf.tokenizer_json()?.as_bytes())?;
+        }
         for name in COMPANIONS {
             match read_all(&files, name, COMPANION_LIMIT).await {
                 Ok(bytes) => write(name, &bytes)?,
@@ -104,7 +106,7 @@ impl Merge {
         let size = fs::metadata(&weights).map_or(0, |metadata| metadata.len());
         let mut out = std::io::stdout();
         let line = format!(
-            "{}: {:.1} MB, the adapter's {} pairs merged",
+            "{}: {:.2} MB, the adapter's {} pairs merged",
             weights.display(),
             size as f64 / 1e6,
             adapter.weights.len()

@@ -298,6 +298,20 @@ fn renumbered(dataset: &Dataset, names: &[String]) -> Result<Dataset, EngineErro
     Ok(dataset)
 }
 
+/// A model's `config.json`, or what a GGUF file that stands alone says in its place; nothing of it is checked.
+///
+/// # Errors
+///
+/// When there is none, or the GGUF file is broken.
+pub async fn config_json(files: &AnyFiles) -> Result<Vec<u8>, EngineError> {
+    let config = read_all(files, CONFIG_FILE, CONFIG_LIMIT).await;
+    if config.is_ok() || files.weights_file().is_none() {
+        return Ok(config?);
+    }
+    let index = TensorIndex::open_model(files).await?;
+    or_from(config, index.gguf(), Gguf::config_json)
+}
+
 /// A file, or where there is none what a GGUF file says in its place.
 fn or_from(
     file: Result<Vec<u8>, FilesError>,

@@ -38,7 +38,7 @@ async fn write(base: &DirFiles, theirs: &DirFiles, out: &Path, name: &str) -> Re
 
     let merged = out.join(format!("{name}-merged"));
     fs::create_dir_all(&merged)?;
-    fs::write(merged.join("config.json"), merged_config(&json, &model, &adapter)?)?;
+    fs::write(merged.join("config.json"), merged_config(&json, &model, &adapter, None)?)?;
     let sink = BufWriter::new(File::create(merged.join("model.safetensors"))?);
     merge(base, &model, &adapter, None, sink, &mut |_| ()).await?;
     if !model.is_encoder() {

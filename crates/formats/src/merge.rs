@@ -80,12 +80,18 @@ pub async fn merge<W: Write>(
     Ok(writer.finish()?)
 }
 
-/// The `config.json` of the merged model: the base's, and what a head of the adapter's makes of it.
+/// The `config.json` of the merged model: the base's, with what a head of the adapter's makes of it, and the numbers'
+/// format where another one was asked for.
 ///
 /// # Errors
 ///
 /// When the base's is no JSON object.
-pub fn merged_config(base: &[u8], model: &ModelConfig, adapter: &Adapter) -> Result<String, ConfigError> {
+pub fn merged_config(
+    base: &[u8],
+    model: &ModelConfig,
+    adapter: &Adapter,
+    format: Option<NumberFormat>,
+) -> Result<String, ConfigError> {
     let unreadable = |error: serde_json::Error| ConfigError::Json { reason: error.to_string() };
     let mut config: BTreeMap<String, Value> = serde_json::from_slice(base).map_err(unreadable)?;
     if let (Some(classifier), false) = (model.classifier(), adapter.head.is_empty()) {
@@ -103,6 +109,18 @@ pub fn merged_config(base: &[u8], model: &ModelConfig, adapter: &Adapter) -> Res
         config.insert("label2id".to_owned(), json!(by_label));
         config.insert("problem_type".to_owned(), json!(kind));
         config.remove("num_labels");
+    }
+    let dtype = match format {
+        Some(NumberFormat::F32) => Some("float32"),
+        Some(NumberFormat::F16) => Some("float16"),
+        Some(NumberFormat::Bf16) => Some("bfloat16"),
+        _ => None,
+    };
+    if let Some(dtype) = dtype {
+        // transformers 5 calls it the second.
+        for field in ["torch_dtype", "dtype"] {
+            config.entry(field.to_owned()).and_modify(|value| *value = json!(dtype));
+        }
     }
     serde_json::to_string_pretty(&config).map_err(unreadable)
 }

@@ -288,19 +288,21 @@ fn a_merged_model_is_written_in_the_bases_format_or_the_one_asked_for() {
 fn a_merged_encoders_config_is_that_of_a_classifier() {
     let (model, adapter) = read("minilm", "adapter");
     let base = std::fs::read(families().join("minilm/config.json")).unwrap();
-    let config = merged_config(&base, &model, &adapter).unwrap();
+    let config = merged_config(&base, &model, &adapter, None).unwrap();
     let read: Value = serde_json::from_str(&config).unwrap();
     assert_eq!(read["architectures"], json!(["BertForSequenceClassification"]));
     assert_eq!(read["id2label"], json!({"0": "LABEL_0", "1": "LABEL_1"}));
     assert_eq!(read["hidden_size"], 32);
     let again = ModelConfig::parse(config.as_bytes()).unwrap();
     assert_eq!(again.classifier().unwrap().outputs, 2);
-    assert!(merged_config(b"[]", &model, &adapter).is_err());
+    assert!(merged_config(b"[]", &model, &adapter, None).is_err());
     // A language model's is left alone.
     let (model, adapter) = self::read("llama2", "adapter");
     let base = std::fs::read(families().join("llama2/config.json")).unwrap();
-    let same: Value = serde_json::from_str(&merged_config(&base, &model, &adapter).unwrap()).unwrap();
+    let same: Value = serde_json::from_str(&merged_config(&base, &model, &adapter, None).unwrap()).unwrap();
     assert_eq!(same, serde_json::from_slice::<Value>(&base).unwrap());
+    let half = merged_config(&base, &model, &adapter, Some(NumberFormat::Bf16)).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&half).unwrap()["dtype"], "bfloat16");
 }
 
 #[test]
