@@ -84,8 +84,6 @@ impl Merge {
             let _ = fs::remove_file(&partial);
             return Err(error).context("the adapter could not be merged");
         }
-        fs::rename(&partial, &weights).with_context(cannot_write)?;
-
         let write = |name: &str, bytes: &[u8]| {
             let path = self.out.join(name);
             fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
@@ -93,6 +91,7 @@ impl Merge {
         write(CONFIG_FILE, merged_config(&config, &model, &adapter, format)?.as_bytes())?;
         if let Some(gguf) = index.gguf() {
             write(TOKENIZER_FILE, gguf.tokenizer_json()?.as_bytes())?;
+            write("tokenizer_config.json", gguf.tokenizer_config_json().as_bytes())?;
         }
         for name in COMPANIONS {
             match read_all(&files, name, COMPANION_LIMIT).await {
@@ -103,6 +102,7 @@ impl Merge {
                 Err(error) => return Err(error.into()),
             }
         }
+        fs::rename(&partial, &weights).with_context(cannot_write)?;
         let size = fs::metadata(&weights).map_or(0, |metadata| metadata.len());
         let mut out = std::io::stdout();
         let line = format!(

@@ -212,65 +212,89 @@ fn one_rank_and_scale_for_all_change_no_update() {
 }
 
 /// A merged model's tensors.
-fn merged(family: &str, adapter: &Adapter, model: &ModelConfig, format: Option<NumberFormat>) -> MemoryFiles {
-    let base = DirFiles::new(families().join(family));
-    let bytes = block_on(merge(&base, model, adapter, format, Vec::new(), &mut |_| ())).unwrap();
+fn merged(
+    base: &DirFiles,
+    adapter: &Adapter,
+    model: &ModelConfig,
+    format: Option<NumberFormat>,
+) -> MemoryFiles {
+    let bytes = block_on(merge(base, model, adapter, format, Vec::new(), &mut |_| ())).unwrap();
     let mut files = MemoryFiles::new();
     files.insert("model.safetensors", bytes);
     files
 }
 
+/// Every map of the merged model is the base's and the adapter's update of it, and every other tensor the base's.
+fn check_merged(base: &DirFiles, model: &ModelConfig, adapter: &Adapter) {
+    let label = base.path().display();
+    let files = merged(base, adapter, model, Some(NumberFormat::F32));
+    let updates = updates(adapter, model);
+    let (theirs, ours) = block_on(async {
+        (TensorIndex::open_model(base).await.unwrap(), TensorIndex::open_model(&files).await.unwrap())
+    });
+    let mut changed = 0;
+    for block in 0..model.num_hidden_layers {
+        for spec in layout::block_tensors(model, block) {
+            let shape = spec.file_shape();
+            let name = &theirs.find(&spec.names).unwrap().name;
+            let before = block_on(theirs.read_f32(base, name, &shape)).unwrap();
+            let after = block_on(ours.read_f32(&files, spec.name(), &shape)).unwrap();
+            let Some(update) = spec.name().strip_suffix(".weight").and_then(|path| updates.get(path)) else {
+                assert_eq!(before, after, "{label} {}", spec.name());
+                continue;
+            };
+            changed += 1;
+            for (at, (before, after)) in before.iter().zip(&after).enumerate() {
+                let (row, column) = (at / shape[1], at % shape[1]);
+                let at = if spec.transposed { column * shape[0] + row } else { at };
+                let expected = f64::from(*before) + update[at];
+                assert!(
+                    (expected - f64::from(*after)).abs() < 1e-6,
+                    "{label} {} {row} {column}",
+                    spec.name()
+                );
+            }
+        }
+    }
+    assert_eq!(changed, updates.len(), "{label}");
+    for spec in layout::end_tensors(model) {
+        assert!(ours.get(spec.name()).is_some(), "{label} {}", spec.name());
+    }
+    for spec in layout::head_tensors(model) {
+        assert_eq!(
+            block_on(ours.read_f32(&files, spec.name(), &spec.file_shape())).unwrap(),
+            adapter.head[&spec.part]
+        );
+    }
+}
+
 #[test]
 fn a_merged_model_has_every_update_in_its_weights_and_nothing_else_changed() {
     // Transposed maps, a prefix that the base's file lacks, and parts in several files.
-    for family in ["gpt2", "gpt2_hub", "minilm", "llama_sharded"] {
-        let twin = match family {
-            "gpt2_hub" => "gpt2",
-            "llama_sharded" => "tinyllama",
-            other => other,
-        };
+    for (base, twin) in
+        [("gpt2", "gpt2"), ("gpt2_hub", "gpt2"), ("minilm", "minilm"), ("llama_sharded", "tinyllama")]
+    {
         let (model, adapter) = read(twin, "adapter");
-        let files = merged(family, &adapter, &model, None);
-        let base = DirFiles::new(families().join(family));
-        let updates = updates(&adapter, &model);
-        let (theirs, ours) = block_on(async {
-            (TensorIndex::open_model(&base).await.unwrap(), TensorIndex::open_model(&files).await.unwrap())
+        check_merged(&DirFiles::new(families().join(base)), &model, &adapter);
+    }
+}
+
+#[test]
+fn a_gguf_file_is_a_base_as_the_model_that_it_was_converted_from() {
+    // Rows of queries and keys in another order, transposed maps, and 8 bits a number.
+    for name in ["llama", "gpt2", "llama_q8"] {
+        let base = DirFiles::new(format!("{}/tests/golden/gguf/{name}.gguf", env!("CARGO_MANIFEST_DIR")));
+        let index = block_on(TensorIndex::open_model(&base)).unwrap();
+        let model = ModelConfig::parse(index.gguf().unwrap().config_json().unwrap().as_bytes()).unwrap();
+        let config = AdapterConfig::new(2, 4.0, Targets::AllLinear);
+        let wave =
+            |length: usize, at: f32| (0..length).map(|i| (i as f32 + at).sin() / 8.0).collect::<Vec<_>>();
+        let pairs = config.places(&model).unwrap().into_iter().map(|place| {
+            let pair = LoraPair { a: wave(2 * place.input, 1.0), b: wave(place.out * 2, 2.0) };
+            ((place.block, place.projection), pair)
         });
-        let mut changed = 0;
-        for block in 0..model.num_hidden_layers {
-            for spec in layout::block_tensors(&model, block) {
-                let shape = spec.file_shape();
-                let name = &theirs.find(&spec.names).unwrap().name;
-                let before = block_on(theirs.read_f32(&base, name, &shape)).unwrap();
-                let after = block_on(ours.read_f32(&files, spec.name(), &shape)).unwrap();
-                let Some(update) = spec.name().strip_suffix(".weight").and_then(|path| updates.get(path))
-                else {
-                    assert_eq!(before, after, "{family} {}", spec.name());
-                    continue;
-                };
-                changed += 1;
-                for (at, (before, after)) in before.iter().zip(&after).enumerate() {
-                    let (row, column) = (at / shape[1], at % shape[1]);
-                    let at = if spec.transposed { column * shape[0] + row } else { at };
-                    let expected = f64::from(*before) + update[at];
-                    assert!(
-                        (expected - f64::from(*after)).abs() < 1e-6,
-                        "{family} {} {row} {column}",
-                        spec.name()
-                    );
-                }
-            }
-        }
-        assert_eq!(changed, updates.len(), "{family}");
-        for spec in layout::end_tensors(&model) {
-            assert!(ours.get(spec.name()).is_some(), "{family} {}", spec.name());
-        }
-        for spec in layout::head_tensors(&model) {
-            assert_eq!(
-                block_on(ours.read_f32(&files, spec.name(), &spec.file_shape())).unwrap(),
-                adapter.head[&spec.part]
-            );
-        }
+        let adapter = Adapter { weights: pairs.collect(), config, head: BTreeMap::new() };
+        check_merged(&base, &model, &adapter);
     }
 }
 
@@ -278,7 +302,8 @@ fn a_merged_model_has_every_update_in_its_weights_and_nothing_else_changed() {
 fn a_merged_model_is_written_in_the_bases_format_or_the_one_asked_for() {
     let (model, adapter) = read("tinyllama", "adapter");
     for (format, expected) in [(None, NumberFormat::Bf16), (Some(NumberFormat::F32), NumberFormat::F32)] {
-        let files = merged("llama_bf16", &adapter, &model, format);
+        let base = DirFiles::new(families().join("llama_bf16"));
+        let files = merged(&base, &adapter, &model, format);
         let index = block_on(TensorIndex::open_model(&files)).unwrap();
         assert!(index.entries().all(|entry| entry.format == expected));
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 /// The shared models and data, beside the repository; none where they are not there.
+#[allow(dead_code, reason = "not every test file needs them")]
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
     if path.exists() {
