@@ -288,7 +288,7 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
             6 if hostile.rng.random_ratio(1, 100) => coordinator::Event::Stop,
             7 => coordinator::Event::Pause,
             8 | 9 => coordinator::Event::Resume,
-            26 | 27 => coordinator::Event::Evaluated,
+            27 | 28 => coordinator::Event::Evaluated,
             10 if hostile.rng.random_ratio(1, 20) => coordinator::Event::Remove { peer: from },
             11 if texts < 40 => {
                 texts += 1;
