@@ -118,7 +118,7 @@ async fn a_joiner_is_told_why_it_cannot_join() -> Result<()> {
     refused(&url(&code), &plain, &["full"]).await?;
 
     let other_version = "const send = WebSocket.prototype.send; WebSocket.prototype.send = function (data) {
-        return send.call(this, typeof data === 'string' ? data.replace('\"version\":1', '\"version\":99') : data); };";
+        return send.call(this, typeof data === 'string' ? data.replace(/\"version\":[0-9]+/, '\"version\":99') : data); };";
     let options = TabOptions { script: Some(other_version.into()), ..TabOptions::default() };
     refused(&url(&code), &options, &["version"]).await?;
     for tab in phones.into_iter().chain([host]) {
