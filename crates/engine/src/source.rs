@@ -197,14 +197,14 @@ impl Model {
     ) -> Result<Prepared, EngineError> {
         let config = self.with_head(dataset)?;
         let names = config.classifier().map_or(&[][..], |head| &head.labels);
-        let dataset = &renumbered(dataset, names)?;
+        let dataset = renumbered(dataset, names)?;
+        let given = validation.is_some();
         let validation = validation.map(|samples| renumbered(samples, names)).transpose()?;
-        let validation = validation.as_ref();
         let share = settings.validation;
         let total = dataset.samples.len();
         let (train, aside) = match validation {
-            Some(validation) => (dataset.clone(), Some(validation.clone())),
-            None if share == 0.0 || total < 2 => (dataset.clone(), None),
+            Some(validation) => (dataset, Some(validation)),
+            None if share == 0.0 || total < 2 => (dataset, None),
             None => {
                 #[expect(
                     clippy::cast_possible_truncation,
@@ -216,7 +216,7 @@ impl Model {
                 match dataset.clone().split(wanted, settings.seed) {
                     Ok((train, aside)) => (train, Some(aside)),
                     // All samples are the same: there is nothing to judge by.
-                    Err(DatasetError::Split { .. }) => (dataset.clone(), None),
+                    Err(DatasetError::Split { .. }) => (dataset, None),
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -226,9 +226,7 @@ impl Model {
             // What is kept aside may be too short to foretell anything in it.
             Some(aside) => match self.encode(&aside, &Settings { packing: false, ..settings.clone() }) {
                 Ok(encoded) => encoded.examples,
-                Err(EngineError::Dataset(DatasetError::NoTargets { .. })) if validation.is_none() => {
-                    Vec::new()
-                }
+                Err(EngineError::Dataset(DatasetError::NoTargets { .. })) if !given => Vec::new(),
                 Err(error) => return Err(error),
             },
             None => Vec::new(),

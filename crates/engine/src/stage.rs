@@ -194,7 +194,7 @@ pub async fn send(
     Ok(Boundary::encode(&values, shape, precision)?.with_lengths(lengths))
 }
 
-/// The engine of a stage. `F` opens the model's files at the place that an assignment names.
+/// The engine of a stage.
 pub struct StageEngine {
     device: Device,
     loaded: Option<Loaded>,

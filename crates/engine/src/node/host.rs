@@ -7,7 +7,7 @@ use crate::cache::AnyCache;
 use crate::error::EngineError;
 use crate::evaluate::{Evaluation, Judgement};
 use crate::host::{HostEngine, Requests};
-use crate::source::{AnyFiles, Model};
+use crate::source::{AnyFiles, Model, Prepared};
 use crate::texts::{Prompt, Text, TextRequest};
 use baton_formats::dataset::{self, Inspection, Lengths, Mapping};
 use baton_formats::{Dataset, FilesError, Label, Manifest, ModelConfig, SampleBody};
@@ -204,7 +204,19 @@ struct Opened {
 enum Side {
     Opened(Opened),
     File { peer: PeerId, id: u32, answer: FileAnswer },
-    Checked { number: u32, model: Rc<Model>, settings: Box<Settings>, manifest: Result<Manifest, FilesError> },
+    Checked { number: u32, ready: Box<Ready>, manifest: Result<Manifest, FilesError> },
+}
+
+/// A run for which all is there but what its model's files are.
+struct Ready {
+    model: Rc<Model>,
+    source: ModelSource,
+    base: Option<String>,
+    settings: Settings,
+    prepared: Prepared,
+    blocks: u16,
+    /// The beginning of the texts before and after it.
+    prompt: Prompt,
 }
 
 /// A text as it was chosen.
@@ -397,22 +409,17 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 }
                 self.net.send(peer, &Message::File { id, answer });
             }
-            Side::Checked { number, model, manifest, .. } if number != self.checks => {
-                // Given up, but not in vain.
-                if let Ok(manifest) = manifest {
-                    self.manifest = Some((model, manifest));
+            Side::Checked { number, ready, manifest } => {
+                // One that was given up was not read in vain.
+                if let Ok(manifest) = &manifest {
+                    self.manifest = Some((ready.model.clone(), manifest.clone()));
                 }
-            }
-            Side::Checked { model, settings, manifest, .. } => {
-                self.checking = false;
-                match manifest {
-                    Ok(manifest) => {
-                        self.manifest = Some((model, manifest));
-                        if let Err((about, message)) = self.start(*settings) {
-                            self.error(about, &message);
-                        }
+                if number == self.checks {
+                    self.checking = false;
+                    let begun = manifest.map_err(EngineError::from);
+                    if let Err(error) = begun.and_then(|manifest| self.begin(*ready, manifest)) {
+                        self.error(About::Model, &error);
                     }
-                    Err(error) => self.error(About::Model, &error),
                 }
             }
             // The choice that was made last counts, whichever is read first.
@@ -616,7 +623,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let segments = first.and_then(|sample| sample.segments(model.template.as_ref()).ok());
         let templated = model.template.is_some()
             && first.is_some_and(|s| matches!(s.body, SampleBody::Chat(_) | SampleBody::Task { .. }));
-        self.sample_prompt = match segments.as_deref().and_then(<[_]>::first) {
+        let prompt = match segments.as_deref().and_then(<[_]>::first) {
             Some(segment) if !segment.train && templated => Prompt::Templated(segment.text.clone()),
             Some(segment) if !segment.train => Prompt::Text(segment.text.clone()),
             Some(segment) if model.config.bos_token_id.is_none() => {
@@ -624,10 +631,19 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             }
             _ => Prompt::Text(String::new()),
         };
-        let Some(manifest) = self.manifest_of(&model) else {
-            self.check(model, settings);
-            return Ok(());
-        };
+        let ready = Ready { model, source, base, settings, prepared, blocks, prompt };
+        match self.manifest_of(&ready.model) {
+            Some(manifest) => self.begin(ready, manifest).map_err(said(About::Model)),
+            None => {
+                self.check(ready);
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins a run whose model's files are known.
+    fn begin(&mut self, ready: Ready, manifest: Manifest) -> Result<(), EngineError> {
+        let Ready { model, source, base, settings, prepared, blocks, prompt } = ready;
         // A branch may move on: the stages read the commit that the host has read.
         let source = match (&model.files, source) {
             (AnyFiles::Url(files), ModelSource::Url(_)) => ModelSource::Url(files.pinned_base()),
@@ -636,20 +652,20 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let run_config = prepared.config.clone();
         let (device, requests) = (self.device.clone(), self.requests.clone());
         let mut engine = HostEngine::new(device, model.clone(), prepared, settings.clone(), requests);
-        engine
-            .check_files(manifest.clone(), self.cache.clone())
-            .map_err(|e| (About::Model, e.to_string()))?;
-        self.shelf = Some(Rc::new(Shelf::new(model.clone(), manifest.clone(), self.cache.clone())));
-        let manifest = manifest_bytes(&manifest);
+        let cache = self.cache_for(&model);
+        let bytes = manifest_bytes(&manifest);
+        engine.check_files(manifest.clone(), cache.clone())?;
+        self.shelf = Some(Rc::new(Shelf::new(model.clone(), manifest, cache)));
         let head = engine.trains_head();
         self.engines += 1;
         self.engine = Some(engine);
         self.told_end = false;
+        self.sample_prompt = prompt;
         let config = model.config_text.clone();
         self.run_model = Some((model, base, run_config));
         self.settings = settings.clone();
         let states = Vec::new();
-        let start = Start { settings, blocks, source, config, manifest, states, head };
+        let start = Start { settings, blocks, source, config, manifest: bytes, states, head };
         self.handle(Event::Start(Box::new(start)));
         Ok(())
     }
@@ -677,13 +693,14 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     }
 
     /// Reads all of the model's files once; the run starts after it.
-    fn check(&mut self, model: Rc<Model>, settings: Settings) {
+    fn check(&mut self, ready: Ready) {
         self.checking = true;
         self.checks += 1;
         let number = self.checks;
         let (cache, inputs, environment) =
-            (self.cache_for(&model), self.inputs.clone(), self.environment.clone());
+            (self.cache_for(&ready.model), self.inputs.clone(), self.environment.clone());
         let check = async move {
+            let model = &ready.model;
             let total = model.weight_files.iter().map(|(_, size)| size).sum();
             let names: Vec<String> = model.weight_files.iter().map(|(name, _)| name.clone()).collect();
             environment.breathe().await;
@@ -699,7 +716,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 _ => None,
             };
             let manifest = Manifest::make_once(&model.files, &names, &cache, key.as_ref(), on_bytes).await;
-            Side::Checked { number, model, settings: Box::new(settings), manifest }
+            Side::Checked { number, ready: Box::new(ready), manifest }
         };
         self.sides.push(check.boxed_local());
     }

@@ -83,7 +83,7 @@ pub struct VerifiedFiles<S, C = ()> {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The last one used is last.
+    /// The last one fetched is last.
     held: VecDeque<(Hash, Arc<Vec<u8>>)>,
     stats: Stats,
 }
