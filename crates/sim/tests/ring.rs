@@ -1,22 +1,43 @@
 //! Whole rings of machines in memory: they train as one process would, whatever happens to their devices.
 
-mod common;
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::RunPhase;
 use baton_protocol::message::Message;
 use baton_protocol::{PeerId, Step};
-use common::{Act, HOST, Moment, Pace, Scenario, World, for_seeds, peer};
+use baton_sim::{Act, HOST, JobName, Moment, Pace, Scenario, ToyModel, Violation, World, peer};
 use rand::{Rng, seq::IndexedRandom};
 use std::time::Duration;
+
+/// Runs a test for many seeds, or for the one in `BATON_SEED`; a seed that fails is printed.
+fn for_seeds(seeds: std::ops::Range<u64>, test: impl Fn(u64)) {
+    struct Name(u64);
+    impl Drop for Name {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("failed with BATON_SEED={}", self.0);
+            }
+        }
+    }
+    let run = |seed| {
+        let name = Name(seed);
+        test(seed);
+        drop(name);
+    };
+    match std::env::var("BATON_SEED") {
+        Ok(seed) => run(seed.parse().unwrap()),
+        Err(_) => seeds.for_each(run),
+    }
+}
 
 #[test]
 fn every_number_of_stages_and_micro_batches_trains_like_one_process() {
     for_seeds(0..3, |seed| {
         for peers in 0..=4 {
             for micro_batches in [1, 2, 4, 8] {
-                let mut world = World::new(Scenario::new(peers, micro_batches), seed);
-                world.settle();
+                let mut world = World::new(Scenario::new(peers, micro_batches), seed).unwrap();
+                world.settle().unwrap();
                 world.assert_equals_reference();
             }
         }
@@ -27,8 +48,8 @@ fn every_number_of_stages_and_micro_batches_trains_like_one_process() {
 fn more_devices_than_blocks_leave_some_without_a_stage() {
     let mut scenario = Scenario::new(5, 4);
     scenario.toy.blocks = 3;
-    let mut world = World::new(scenario, 0);
-    world.settle();
+    let mut world = World::new(scenario, 0).unwrap();
+    world.settle().unwrap();
     world.assert_equals_reference();
     let employed = world.coordinator.devices().into_iter().filter(|device| device.blocks.is_some());
     assert_eq!(employed.count(), 3);
@@ -40,8 +61,8 @@ fn boundaries_of_many_frames_and_more_than_a_window_arrive() {
     scenario.toy.width = 150_000;
     scenario.toy.blocks = 2;
     scenario.settings.steps = 2;
-    let mut world = World::new(scenario, 0);
-    world.settle();
+    let mut world = World::new(scenario, 0).unwrap();
+    world.settle().unwrap();
     world.assert_equals_reference();
 }
 
@@ -49,12 +70,12 @@ fn boundaries_of_many_frames_and_more_than_a_window_arrive() {
 fn halved_boundaries_train_almost_alike() {
     let mut scenario = Scenario::new(3, 4);
     scenario.toy.precision = Precision::F16;
-    let mut world = World::new(scenario, 0);
-    world.settle();
-    for ((report, _), want) in world.committed.iter().zip(&world.reference.losses) {
+    let mut world = World::new(scenario, 0).unwrap();
+    world.settle().unwrap();
+    for ((report, _), want) in world.committed.iter().zip(&world.model.reference.losses) {
         assert!((report.loss - want).abs() < 1e-3 * want, "{} {want}", report.loss);
     }
-    assert_eq!(world.committed.len(), world.reference.losses.len());
+    assert_eq!(world.committed.len(), world.model.reference.losses.len());
 }
 
 #[test]
@@ -64,8 +85,8 @@ fn no_time_is_idle_beyond_the_bubble_of_1f1b() {
         for micro_batches in [1, 2, 4, 8] {
             let mut scenario = Scenario::new(stages, micro_batches);
             (scenario.pace, scenario.max_delay) = (Pace::Equal(time), 0);
-            let mut world = World::new(scenario, 0);
-            world.settle();
+            let mut world = World::new(scenario, 0).unwrap();
+            world.settle().unwrap();
             world.assert_equals_reference();
             // A step is M + N − 1 forwards and as many backwards long, of which a stage works M: the bubble is
             // (N − 1) / (M + N − 1).
@@ -87,34 +108,34 @@ fn activations_in_flight_are_bounded_by_the_position() {
     // The toy asserts the bound itself; here it is reached.
     let mut scenario = Scenario::new(4, 8);
     (scenario.pace, scenario.max_delay) = (Pace::Equal(Duration::from_millis(10)), 40_000);
-    let mut world = World::new(scenario, 0);
-    world.settle();
+    let mut world = World::new(scenario, 0).unwrap();
+    world.settle().unwrap();
     world.assert_equals_reference();
     assert_eq!(world.most_kept(), [5, 4, 3, 2]);
 }
 
 #[test]
 fn nothing_is_trained_before_the_run_is_let_go() {
-    let mut world = World::new(Scenario::new(2, 4), 0);
+    let mut world = World::new(Scenario::new(2, 4), 0).unwrap();
     world.lets_go = false;
-    world.run_until(|world| world.coordinator.phase() == RunPhase::Loaded);
+    world.run_until(|world| world.coordinator.phase() == RunPhase::Loaded).unwrap();
     world.act(Act::Infer { request: 1, want: 9 });
-    world.run_until(|world| world.now > Duration::from_secs(60));
+    world.run_until(|world| world.now > Duration::from_secs(60)).unwrap();
     assert_eq!((world.coordinator.phase(), world.coordinator.committed()), (RunPhase::Loaded, Step(0)));
-    assert_eq!(world.text(1).tokens, world.reference.text(0, 1, 9));
+    assert_eq!(world.text(1), world.model.reference.text(0, 1, 9));
     world.act(Act::Resume);
-    world.settle();
+    world.settle().unwrap();
     world.assert_equals_reference();
 }
 
 #[test]
 fn a_text_is_written_while_the_host_trains_alone() {
-    let mut world = World::new(Scenario::new(0, 4), 0);
-    world.run_until(|world| world.committed.len() == 1);
+    let mut world = World::new(Scenario::new(0, 4), 0).unwrap();
+    world.run_until(|world| world.committed.len() == 1).unwrap();
     world.act(Act::Infer { request: 1, want: 4 });
-    world.run_until(|world| world.text(1).tokens.len() == 4);
+    world.run_until(|world| world.text(1).len() == 4).unwrap();
     assert_eq!(world.coordinator.phase(), RunPhase::Running);
-    world.settle();
+    world.settle().unwrap();
     world.assert_equals_reference();
 }
 
@@ -123,10 +144,10 @@ fn a_step_waits_for_the_states_of_the_one_before() {
     for_seeds(0..10, |seed| {
         let mut scenario = Scenario::new(3, 2);
         scenario.max_delay = 0;
-        let mut world = World::new(scenario, seed);
-        world.run_until(|world| world.coordinator.phase() == RunPhase::Loaded);
+        let mut world = World::new(scenario, seed).unwrap();
+        world.run_until(|world| world.coordinator.phase() == RunPhase::Loaded).unwrap();
         world.delay_bulk(peer(1), Duration::from_secs(3));
-        world.settle();
+        world.settle().unwrap();
         world.assert_equals_reference();
         assert!(world.now > Duration::from_secs(15));
     });
@@ -135,13 +156,13 @@ fn a_step_waits_for_the_states_of_the_one_before() {
 #[test]
 fn more_texts_than_a_stage_holds_are_all_written() {
     for_seeds(0..5, |seed| {
-        let mut world = World::new(Scenario::new(3, 4), seed);
+        let mut world = World::new(Scenario::new(3, 4), seed).unwrap();
         world.slow_down(peer(1), 100);
-        world.run_until(|world| world.committed.len() == 2);
+        world.run_until(|world| world.committed.len() == 2).unwrap();
         for request in 0..60 {
             world.act(Act::Infer { request, want: 4 });
         }
-        world.settle();
+        world.settle().unwrap();
         world.assert_equals_reference();
     });
 }
@@ -150,9 +171,9 @@ fn more_texts_than_a_stage_holds_are_all_written() {
 fn a_member_cannot_slander_devices_that_are_not_its_neighbours() {
     let mut scenario = Scenario::new(4, 4);
     scenario.toy.blocks = 3;
-    let mut world = World::new(scenario, 0);
-    world.run_until(|world| world.committed.len() == 2);
-    let generation = world.generation(peer(0));
+    let mut world = World::new(scenario, 0).unwrap();
+    world.run_until(|world| world.committed.len() == 2).unwrap();
+    let generation = world.generation(peer(0)).unwrap();
     let employed: Vec<PeerId> = world.coordinator.devices().iter().map(|device| device.peer).collect();
     for slanderer in [peer(0), peer(3)] {
         for victim in [peer(2), PeerId(77), HOST] {
@@ -162,19 +183,19 @@ fn a_member_cannot_slander_devices_that_are_not_its_neighbours() {
         }
     }
     assert_eq!(world.coordinator.phase(), RunPhase::Running);
-    world.settle();
+    world.settle().unwrap();
     world.assert_equals_reference();
-    assert_eq!(world.generation(peer(0)), generation);
+    assert_eq!(world.generation(peer(0)), Some(generation));
     assert!(world.coordinator.devices().iter().map(|device| device.peer).eq(employed));
 }
 
 #[test]
 fn a_text_fails_with_the_host_that_cannot_load_its_part() {
-    let mut world = World::new(Scenario::new(2, 4), 0);
-    world.plan(Moment::Job { who: HOST, job: "load", nth: 1, done: false }, Act::FailJob(HOST));
-    world.run_until(|world| world.coordinator.phase() == RunPhase::Loading);
+    let mut world = World::new(Scenario::new(2, 4), 0).unwrap();
+    world.plan(Moment::Job { who: HOST, job: JobName::Load, nth: 1, done: false }, Act::FailJob(HOST));
+    world.run_until(|world| world.coordinator.phase() == RunPhase::Loading).unwrap();
     world.act(Act::Infer { request: 1, want: 4 });
-    world.run_until(World::is_over);
+    world.run_until(World::is_over).unwrap();
     assert!(matches!(world.coordinator.phase(), RunPhase::Failed(_)));
     assert_eq!(world.failed_texts, [1]);
 }
@@ -183,23 +204,21 @@ fn a_text_fails_with_the_host_that_cannot_load_its_part() {
 fn what_makes_no_sense_is_not_started() {
     let mut scenario = Scenario::new(2, 4);
     scenario.toy.blocks = 0;
-    let mut world = World::new(scenario, 0);
-    world.run_until(|world| world.coordinator.phase() != RunPhase::Lobby);
+    let mut world = World::new(scenario, 0).unwrap();
+    world.run_until(|world| world.coordinator.phase() != RunPhase::Lobby).unwrap();
     assert!(
         matches!(world.coordinator.phase(), RunPhase::Failed(reason) if reason.contains("no transformer blocks"))
     );
 }
-
-const JOBS: [&str; 6] = ["load", "forward", "backward", "norm", "apply", "infer"];
 
 /// A moment in the life of a run, most of them while a certain job begins or ends.
 fn moment(world: &mut World, who: PeerId) -> Moment {
     if world.rng.random_ratio(1, 3) {
         return Moment::At(Duration::from_millis(world.rng.random_range(0..12_000)));
     }
-    let job = JOBS.choose(&mut world.rng).expect("not empty");
-    let most = if ["forward", "backward"].contains(job) { 20 } else { 5 };
-    let nth = if *job == "load" { 1 } else { world.rng.random_range(1..=most) };
+    let job = *JobName::ALL.choose(&mut world.rng).unwrap();
+    let most = if job.is_pass() { 20 } else { 5 };
+    let nth = if job == JobName::Load { 1 } else { world.rng.random_range(1..=most) };
     Moment::Job { who, job, nth, done: world.rng.random() }
 }
 
@@ -208,7 +227,7 @@ fn random_world(seed: u64) -> World {
     let micro_batches = [1, 2, 4, 8][usize::try_from(seed / 4 % 4).expect("small")];
     let mut scenario = Scenario::new(peers, micro_batches);
     scenario.max_delay = [0, 2_000, 30_000, 400_000][usize::try_from(seed / 16 % 4).expect("small")];
-    World::new(scenario, seed)
+    World::new(scenario, seed).unwrap()
 }
 
 /// Has something happen at a random moment of a random device's work.
@@ -228,11 +247,11 @@ fn write_texts(world: &mut World) {
 
 /// After a run the ring still writes, and what the trained model would.
 fn finish(mut world: World) {
-    world.settle();
+    world.settle().unwrap();
     world.assert_equals_reference();
     world.act(Act::Infer { request: 100, want: 6 });
-    world.settle();
-    assert_eq!(world.text(100).tokens, world.reference.text(world.committed.len(), 100, 6));
+    world.settle().unwrap();
+    assert_eq!(world.text(100), world.model.reference.text(world.committed.len(), 100, 6));
 }
 
 #[test]
@@ -268,7 +287,7 @@ fn when_every_device_is_gone_the_run_says_why_and_goes_on_with_whoever_comes() {
         for n in 0..world.scenario.peers {
             world.plan(Moment::At(at), Act::Kill { peer: peer(n), silent: false });
         }
-        world.settle();
+        world.settle().unwrap();
         world.assert_equals_reference();
         assert!(world.pauses.iter().all(|reason| reason.contains("phone")), "{:?}", world.pauses);
         // Judging takes its time too.
@@ -299,10 +318,10 @@ fn a_device_whose_engine_fails_or_whose_owner_leaves_is_replaced() {
 
 #[test]
 fn a_device_that_is_sent_away_is_told_why() {
-    let mut world = World::new(Scenario::new(2, 4), 0);
+    let mut world = World::new(Scenario::new(2, 4), 0).unwrap();
     world.plan(Moment::At(Duration::from_secs(2)), Act::Remove(peer(0)));
-    world.plan(Moment::Job { who: peer(1), job: "load", nth: 2, done: true }, Act::FailJob(peer(1)));
-    world.settle();
+    world.plan(Moment::Job { who: peer(1), job: JobName::Load, nth: 2, done: true }, Act::FailJob(peer(1)));
+    world.settle().unwrap();
     world.assert_equals_reference();
     assert_eq!(world.endings[&peer(0)], "The host removed this device from the room.");
     assert_eq!(world.endings[&peer(1)], "This device could not go on: the toy broke");
@@ -314,7 +333,7 @@ fn who_slept_too_does_not_blame_the_others_for_their_silence() {
         let mut world = random_world(seed);
         let at = Duration::from_millis(world.rng.random_range(500..2_500));
         world.plan(Moment::At(at), Act::FreezeAll(Duration::from_secs(100)));
-        world.settle();
+        world.settle().unwrap();
         world.assert_equals_reference();
         assert_eq!((world.pauses.len(), world.endings.len()), (0, 0));
     });
@@ -393,9 +412,9 @@ fn a_stopped_run_keeps_its_steps_and_another_one_starts_afresh() {
         write_texts(&mut world);
         if seed % 4 == 1 {
             // Its texts are still being written, and are by the next run.
-            world.run_until(World::is_over);
+            world.run_until(World::is_over).unwrap();
         } else {
-            world.settle();
+            world.settle().unwrap();
         }
         let done = world.committed.len();
         assert_eq!(
@@ -403,7 +422,7 @@ fn a_stopped_run_keeps_its_steps_and_another_one_starts_afresh() {
             world.committed.last().map_or(Step(0), |last| last.0.step.next())
         );
         if done > 0 {
-            assert!(world.coordinator.states().eq(&world.reference.states[done]));
+            assert!(world.coordinator.states().eq(&world.model.reference.states[done]));
         }
         world.forget_moments();
         if seed % 2 == 0 {
@@ -444,13 +463,24 @@ fn what_was_done_survives_a_failure_of_the_host() {
         let mut world = random_world(seed);
         happens(&mut world, |_| Act::FailJob(HOST));
         world
-            .run_until(|world| matches!(world.coordinator.phase(), RunPhase::Finished | RunPhase::Failed(_)));
+            .run_until(|world| matches!(world.coordinator.phase(), RunPhase::Finished | RunPhase::Failed(_)))
+            .unwrap();
         let done = world.committed.len();
         if let RunPhase::Failed(reason) = world.coordinator.phase() {
             assert!(reason.contains("the toy broke"));
         }
         if done > 0 {
-            assert!(world.coordinator.states().eq(&world.reference.states[done]));
+            assert!(world.coordinator.states().eq(&world.model.reference.states[done]));
         }
     });
+}
+
+#[test]
+fn a_room_that_gets_other_numbers_than_one_process_is_told_apart() {
+    let mut world = World::new(Scenario::new(2, 4), 0).unwrap();
+    let mut other = world.scenario.settings.clone();
+    other.lr *= 1.0 + 1e-9;
+    world.model = ToyModel::new(world.model.toy, &other).unwrap();
+    let found = world.settle();
+    assert_eq!(found, Err(Violation::States { step: Step(1) }));
 }

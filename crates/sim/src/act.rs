@@ -1,0 +1,143 @@
+//! What happens to a room from outside, and when.
+
+use baton_protocol::{PeerId, coordinator, stage};
+use std::time::Duration;
+
+/// What happens to the room from outside.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Act {
+    /// The person starts a run.
+    Start,
+    /// The person pauses it, and resumes some time later.
+    Pause,
+    /// The person lets it go on.
+    Resume,
+    /// The person ends it.
+    Stop,
+    /// The next device joins.
+    Join,
+    /// A device dies; its links break, or fall silent.
+    Kill {
+        /// Which.
+        peer: PeerId,
+        /// Whether nobody is told by the network.
+        silent: bool,
+    },
+    /// A device's owner leaves.
+    Leave(PeerId),
+    /// The person sends a device away.
+    Remove(PeerId),
+    /// The connection between two devices breaks, and both live.
+    Cut(PeerId, PeerId),
+    /// The next job that ends at this device fails.
+    FailJob(PeerId),
+    /// A text is to be written.
+    Infer {
+        /// Its number.
+        request: u32,
+        /// How many tokens, the first included.
+        want: usize,
+    },
+    /// A device is frozen for so many seconds.
+    Freeze(PeerId, u64),
+    /// Everybody is, as when the lid of the one machine is shut.
+    FreezeAll(Duration),
+    /// A link says again that it is open.
+    LinkedAgain,
+    /// A message of the past arrives again.
+    Replay,
+    /// The model has been judged.
+    Evaluated,
+    /// The run waits for a person: let somebody join, or go on alone.
+    React,
+}
+
+/// When something happens.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment {
+    /// At a time.
+    At(Duration),
+    /// While a device begins a job, or has just done it.
+    Job {
+        /// Whose.
+        who: PeerId,
+        /// Which.
+        job: JobName,
+        /// Its n-th of this name, from 1.
+        nth: u32,
+        /// When it is done instead of when it begins.
+        done: bool,
+    },
+}
+
+/// The kinds of work of a host and of a stage under one set of names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum JobName {
+    /// Blocks, adapters and moments are fetched.
+    Load,
+    /// A forward pass; at the host, the front's.
+    Forward,
+    /// The loss and its gradient, at the host.
+    Head,
+    /// A backward pass.
+    Backward,
+    /// The norm of the gradient.
+    Norm,
+    /// The optimizer's update.
+    Apply,
+    /// A pass outside training.
+    Infer,
+}
+
+impl JobName {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Load, Self::Forward, Self::Head, Self::Backward, Self::Norm, Self::Apply, Self::Infer];
+
+    /// Whether it is one of the two passes that a step is made of.
+    pub fn is_pass(self) -> bool {
+        matches!(self, Self::Forward | Self::Backward)
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Forward => "forward",
+            Self::Head => "head",
+            Self::Backward => "backward",
+            Self::Norm => "norm",
+            Self::Apply => "update",
+            Self::Infer => "text",
+        }
+    }
+}
+
+impl From<&coordinator::Job> for JobName {
+    fn from(job: &coordinator::Job) -> Self {
+        use coordinator::Job;
+        match job {
+            Job::Load { .. } => Self::Load,
+            Job::Front { .. } => Self::Forward,
+            Job::Head { .. } => Self::Head,
+            Job::BackFront { .. } => Self::Backward,
+            Job::GradNorm => Self::Norm,
+            Job::Apply { .. } => Self::Apply,
+            Job::InferFront { .. } | Job::InferHead { .. } => Self::Infer,
+        }
+    }
+}
+
+impl From<&stage::Job> for JobName {
+    fn from(job: &stage::Job) -> Self {
+        use stage::Job;
+        match job {
+            Job::Load { .. } => Self::Load,
+            Job::Forward { .. } => Self::Forward,
+            Job::Backward { .. } => Self::Backward,
+            Job::GradNorm => Self::Norm,
+            Job::Apply { .. } => Self::Apply,
+            Job::Infer { .. } => Self::Infer,
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! The room: its members' machines and engines, a person at the host, and what happens to them in virtual time.
+
+mod members;
+mod network;
+
+use crate::act::{Act, JobName, Moment};
+use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
+use crate::toy::{Toy, ToyModel};
+use crate::violation::Violation;
+use baton_protocol::codec::Precision;
+use baton_protocol::coordinator::{self, Coordinator, RunPhase, StepReport};
+use baton_protocol::link::Lane;
+use baton_protocol::message::{Device, Message};
+use baton_protocol::run::{LrSchedule, Settings};
+use baton_protocol::stage::{self, Stage};
+use baton_protocol::{Generation, PeerId};
+use network::Conn;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+/// The host's number in the room, as the signaling server gave it.
+pub const HOST: PeerId = PeerId(1);
+
+/// Longer than any run here may take, in virtual time.
+const PATIENCE: Duration = Duration::from_secs(4000);
+
+/// The n-th device that joined.
+pub fn peer(n: u32) -> PeerId {
+    PeerId(HOST.0 + 1 + n)
+}
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The model.
+    pub toy: Toy,
+    /// What the person set.
+    pub settings: Settings,
+    /// Devices that are there before the start.
+    pub peers: u32,
+    /// How long jobs take.
+    pub pace: Pace,
+    /// Of a frame, in µs; each direction of each link draws its own.
+    pub max_delay: u64,
+}
+
+/// How long jobs take.
+#[derive(Clone, Copy, Debug)]
+pub enum Pace {
+    /// Each up to 20 ms, drawn anew.
+    Random,
+    /// Forward and backward of a stage take this long, everything else no time.
+    Equal(Duration),
+}
+
+impl Scenario {
+    /// A small model, five steps.
+    pub fn new(peers: u32, micro_batches: u16) -> Self {
+        let toy = Toy { blocks: 6, samples: 8, width: 5, precision: Precision::F32, head: false };
+        let settings = Settings {
+            steps: 5,
+            batch_size: toy.samples,
+            micro_batches,
+            lr: 0.05,
+            lr_schedule: LrSchedule::Cosine,
+            warmup_steps: 1,
+            grad_clip: 0.05,
+            evaluate_every: 2,
+            ..Settings::default()
+        };
+        Self { toy, settings, peers, pace: Pace::Random, max_delay: 30_000 }
+    }
+}
+
+#[derive(Debug)]
+enum Event {
+    Attach { conn: usize, side: usize },
+    Frame { conn: usize, side: usize, bytes: Vec<u8> },
+    Broken { conn: usize, side: usize },
+    Done(PeerId),
+    Progress(PeerId, u64),
+    Act(Act),
+}
+
+#[derive(Debug)]
+struct Node<E> {
+    stage: Stage,
+    engine: E,
+    slow: u32,
+    job: Option<(JobName, Result<stage::Done, JobError>)>,
+    fail_next: bool,
+}
+
+/// The room.
+#[derive(Debug)]
+pub struct World<M: Model = ToyModel> {
+    /// What is run.
+    pub scenario: Scenario,
+    /// What is trained.
+    pub model: M,
+    /// The host's machine.
+    pub coordinator: Coordinator,
+    /// Everything that is drawn is drawn from it.
+    pub rng: ChaCha8Rng,
+    /// Virtual time.
+    pub now: Duration,
+    /// Steps of the run in force that were committed, and when.
+    pub committed: Vec<(StepReport, Duration)>,
+    /// When the person last let the run go.
+    pub resumed: Duration,
+    /// Whether the person lets a loaded run go.
+    pub lets_go: bool,
+    /// Whether the person can find other devices when all are gone.
+    pub has_spares: bool,
+    /// Pairs of devices that can never connect.
+    pub unreachable: Vec<(PeerId, PeerId)>,
+    /// Texts that were asked for, and of how many tokens.
+    pub texts: BTreeMap<u32, usize>,
+    /// Those that the machine gave up.
+    pub failed_texts: Vec<u32>,
+    /// Steps after which the model was judged.
+    pub judged: Vec<u32>,
+    /// Why the run waited for a person.
+    pub pauses: Vec<String>,
+    /// What devices that are gone last told their owners.
+    pub endings: BTreeMap<PeerId, String>,
+    violation: Option<Violation>,
+    judging: bool,
+    frozen: BTreeMap<PeerId, Duration>,
+    host_engine: M::Host,
+    host_job: Option<(JobName, Result<coordinator::Done, JobError>)>,
+    host_fails_next: bool,
+    nodes: BTreeMap<PeerId, Node<M::Stage>>,
+    joined: u32,
+    conns: Vec<Conn>,
+    /// The newest connection of a pair and lane: a shell forgets the ones before it.
+    newest: HashMap<(PeerId, PeerId, Lane), usize>,
+    queue: BTreeMap<(Duration, u64), Event>,
+    /// Planned acts in the queue.
+    acts: usize,
+    /// When each machine wants to be woken.
+    timers: BTreeSet<(Duration, PeerId)>,
+    armed: BTreeMap<PeerId, Duration>,
+    sequence: u64,
+    moments: Vec<(Moment, Act)>,
+    history: VecDeque<(PeerId, PeerId, Message)>,
+    reacting: bool,
+    busy: BTreeMap<PeerId, Duration>,
+}
+
+impl World<ToyModel> {
+    /// A room that trains the toy.
+    ///
+    /// # Errors
+    ///
+    /// When the toy's numbers are none.
+    pub fn new(mut scenario: Scenario, seed: u64) -> Result<Self, JobError> {
+        // Half of the rooms train a head too; judging takes time, which a scenario of exact times has not.
+        scenario.toy.head |= seed % 2 == 1;
+        if matches!(scenario.pace, Pace::Equal(_)) {
+            scenario.settings.validation = 0.0;
+        }
+        let model = ToyModel::new(scenario.toy, &scenario.settings)?;
+        Ok(World::with(model, scenario, seed))
+    }
+}
+
+impl<M: Model> World<M> {
+    /// A room that trains `model`; devices join at once, the person starts the run a second later.
+    pub fn with(model: M, scenario: Scenario, seed: u64) -> Self {
+        let device = Device { name: "host".into(), backend: "toy".into() };
+        let mut world = Self {
+            host_engine: model.host(&scenario.settings),
+            model,
+            coordinator: Coordinator::new(device, Duration::ZERO),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            now: Duration::ZERO,
+            committed: Vec::new(),
+            resumed: Duration::ZERO,
+            lets_go: true,
+            has_spares: true,
+            unreachable: Vec::new(),
+            texts: BTreeMap::new(),
+            failed_texts: Vec::new(),
+            judged: Vec::new(),
+            pauses: Vec::new(),
+            endings: BTreeMap::new(),
+            violation: None,
+            judging: false,
+            frozen: BTreeMap::new(),
+            host_job: None,
+            host_fails_next: false,
+            nodes: BTreeMap::new(),
+            joined: 0,
+            conns: Vec::new(),
+            newest: HashMap::new(),
+            queue: BTreeMap::new(),
+            acts: 0,
+            timers: BTreeSet::new(),
+            armed: BTreeMap::new(),
+            sequence: 0,
+            moments: Vec::new(),
+            history: VecDeque::new(),
+            reacting: false,
+            busy: BTreeMap::new(),
+            scenario,
+        };
+        world.rearm(HOST);
+        for _ in 0..world.scenario.peers {
+            world.act(Act::Join);
+        }
+        world.plan(Moment::At(Duration::from_secs(1)), Act::Start);
+        world
+    }
+
+    /// Has something happen later.
+    pub fn plan(&mut self, moment: Moment, act: Act) {
+        match moment {
+            Moment::At(at) => self.schedule(at, Event::Act(act)),
+            Moment::Job { .. } => self.moments.push((moment, act)),
+        }
+    }
+
+    /// Forgets what was planned for moments that did not come.
+    pub fn forget_moments(&mut self) {
+        self.moments.clear();
+    }
+
+    /// Makes a device slower than the others by a factor.
+    pub fn slow_down(&mut self, peer: PeerId, factor: u32) {
+        if let Some(node) = self.nodes.get_mut(&peer) {
+            node.slow = factor;
+        }
+    }
+
+    /// The plan in force as a device knows it.
+    pub fn generation(&self, peer: PeerId) -> Option<Generation> {
+        Some(self.nodes.get(&peer)?.stage.assign()?.generation)
+    }
+
+    /// How long a device worked on forward and backward passes.
+    pub fn busy(&self, peer: PeerId) -> Duration {
+        self.busy.get(&peer).copied().unwrap_or_default()
+    }
+
+    /// The most activations that devices held at once.
+    pub fn most_kept(&self) -> Vec<usize> {
+        self.nodes.values().map(|node| node.engine.most_kept()).collect()
+    }
+
+    /// A text as it is so far; none if nobody asked for it.
+    pub fn text(&self, request: u32) -> &[u32] {
+        self.host_engine.text(request).map_or(&[], |text: &Text| &text.tokens)
+    }
+
+    /// Goes on until the run is over, everything that was planned has happened, and every text is written.
+    ///
+    /// # Errors
+    ///
+    /// With the first promise that is broken.
+    pub fn settle(&mut self) -> Result<(), Violation> {
+        self.run_until(|world| {
+            let written = |(request, want): (&u32, &usize)| world.text(*request).len() == *want;
+            world.is_over() && world.texts.iter().all(written)
+        })
+    }
+
+    /// Whether the run is over and everything that was planned has happened.
+    pub fn is_over(&self) -> bool {
+        use RunPhase::{Failed, Finished, Stopped};
+        self.acts == 0 && matches!(self.coordinator.phase(), Finished | Stopped | Failed(_))
+    }
+
+    /// Goes on until something is so.
+    ///
+    /// # Errors
+    ///
+    /// With the first promise that is broken; when it is never so.
+    pub fn run_until(&mut self, done: impl Fn(&Self) -> bool) -> Result<(), Violation> {
+        loop {
+            if let Some(violation) = self.violation.take() {
+                return Err(violation);
+            }
+            if done(self) {
+                return Ok(());
+            }
+            if self.now >= PATIENCE {
+                return Err(Violation::Stuck {
+                    phase: format!("{:?}", self.coordinator.phase()),
+                    after: self.now,
+                    committed: self.committed.len(),
+                    steps: self.scenario.settings.steps,
+                    machines: format!("{:?}\n{:?}", self.coordinator, self.nodes),
+                });
+            }
+            self.step();
+        }
+    }
+
+    /// That the run came to its end with every step done once, and judged when it was to be. Numbers are compared with
+    /// those of one process ([`Model::check`]) as each step is committed.
+    ///
+    /// # Errors
+    ///
+    /// When it did not.
+    pub fn verify(&self) -> Result<(), Violation> {
+        let settings = &self.scenario.settings;
+        let (phase, committed) = (self.coordinator.phase(), self.committed.len());
+        if phase != RunPhase::Finished || u32::try_from(committed) != Ok(settings.steps) {
+            let (phase, steps) = (format!("{phase:?}"), settings.steps);
+            return Err(Violation::Unfinished { phase, committed, steps });
+        }
+        let expected: Vec<u32> =
+            (0..=settings.steps).filter(|done| settings.evaluates_after(*done)).collect();
+        if self.judged != expected {
+            return Err(Violation::Judged { expected, found: self.judged.clone() });
+        }
+        Ok(())
+    }
+
+    /// [`verify`](Self::verify) for tests.
+    ///
+    /// # Panics
+    ///
+    /// When the run did not go as one process would have gone.
+    #[track_caller]
+    pub fn assert_equals_reference(&self) {
+        assert_eq!(self.verify(), Ok(()));
+    }
+
+    fn violate(&mut self, violation: Violation) {
+        self.violation.get_or_insert(violation);
+    }
+
+    fn schedule(&mut self, at: Duration, event: Event) {
+        self.acts += usize::from(matches!(event, Event::Act(_)));
+        self.sequence += 1;
+        self.queue.insert((at.max(self.now), self.sequence), event);
+    }
+
+    fn schedule_within(&mut self, seconds: u64, event: Event) {
+        let wait = self.rng.random_range(0..=seconds * 1_000_000);
+        self.schedule(self.now + Duration::from_micros(wait), event);
+    }
+
+    /// Looks up when a machine wants to be woken; a frozen device is not before it thaws.
+    fn rearm(&mut self, who: PeerId) {
+        let wanted = if who == HOST {
+            Some(self.coordinator.poll_timeout())
+        } else {
+            self.nodes.get(&who).and_then(|node| node.stage.poll_timeout())
+        };
+        let thaws = self.frozen.get(&who).copied().unwrap_or_default();
+        let wanted = wanted.map(|at| at.max(thaws));
+        if self.armed.get(&who).copied() == wanted {
+            return;
+        }
+        if let Some(old) = self.armed.remove(&who) {
+            self.timers.remove(&(old, who));
+        }
+        if let Some(at) = wanted {
+            self.armed.insert(who, at);
+            self.timers.insert((at, who));
+        }
+    }
+
+    /// Lets the next thing happen.
+    fn step(&mut self) {
+        let timer = self.timers.first().copied();
+        let event = self.queue.first_key_value().map(|((at, _), _)| *at);
+        match (timer, event) {
+            (Some((at, who)), event) if event.is_none_or(|event| at < event) => {
+                self.now = self.now.max(at);
+                self.wake(who);
+            }
+            (_, Some(_)) => self.next_event(),
+            _ => self.violate(Violation::Dead),
+        }
+    }
+
+    fn wake(&mut self, who: PeerId) {
+        match self.nodes.get_mut(&who) {
+            Some(node) => {
+                node.stage.handle_timeout(self.now);
+                self.stage_outputs(who);
+            }
+            None => {
+                self.coordinator.handle_timeout(self.now);
+                self.host_outputs();
+            }
+        }
+    }
+
+    fn next_event(&mut self) {
+        let Some(((at, _), event)) = self.queue.pop_first() else { return };
+        self.now = self.now.max(at);
+        self.acts -= usize::from(matches!(event, Event::Act(_)));
+        let member = match &event {
+            Event::Attach { conn, side } | Event::Frame { conn, side, .. } | Event::Broken { conn, side } => {
+                self.seen_from(*conn, *side)[0]
+            }
+            Event::Done(who) | Event::Progress(who, _) => *who,
+            Event::Act(_) => HOST,
+        };
+        if let Some(thaws) = self.frozen.get(&member).filter(|thaws| **thaws > self.now) {
+            return self.schedule(*thaws, event);
+        }
+        match event {
+            Event::Attach { conn, side } => self.attach(conn, side),
+            Event::Frame { conn, side, bytes } => self.frame(conn, side, &bytes),
+            Event::Broken { conn, side } => self.broken(conn, side),
+            Event::Done(who) => self.job_done(who),
+            Event::Progress(who, loaded) if who == HOST => {
+                self.host(coordinator::Event::Progress { loaded, total: 100 });
+            }
+            Event::Progress(who, loaded) => self.stage(who, stage::Event::Progress { loaded, total: 100 }),
+            Event::Act(act) => self.act(act),
+        }
+    }
+
+    /// Has something happen now.
+    pub fn act(&mut self, act: Act) {
+        match act {
+            Act::Start => {
+                self.committed.clear();
+                self.judged.clear();
+                let start = self.model.start(&self.scenario.settings);
+                self.host(coordinator::Event::Start(Box::new(start)));
+            }
+            Act::Pause => {
+                self.host(coordinator::Event::Pause);
+                self.schedule_within(20, Event::Act(Act::Resume));
+            }
+            Act::Resume => {
+                self.resumed = self.now;
+                self.host(coordinator::Event::Resume);
+            }
+            Act::Evaluated => {
+                self.judging = false;
+                self.host(coordinator::Event::Evaluated);
+            }
+            Act::Stop => self.host(coordinator::Event::Stop),
+            Act::Join => self.join(),
+            Act::Kill { peer, silent } => self.kill(peer, silent),
+            Act::Leave(peer) => self.stage(peer, stage::Event::Leave),
+            Act::Remove(peer) => self.host(coordinator::Event::Remove { peer }),
+            Act::Cut(a, b) => {
+                if let Some(conn) = self.newest(a, b, Lane::Bulk) {
+                    self.break_conn(conn, 3);
+                }
+            }
+            Act::FailJob(HOST) => self.host_fails_next = true,
+            Act::FailJob(peer) => {
+                if let Some(node) = self.nodes.get_mut(&peer) {
+                    node.fail_next = true;
+                }
+            }
+            Act::Infer { request, want } => {
+                self.texts.insert(request, want);
+                self.host_engine.ask(request, want);
+                self.host(coordinator::Event::Infer { request });
+            }
+            Act::Freeze(peer, seconds) => {
+                // A nanosecond more than anything else that is scheduled, so that nothing overtakes what waits.
+                let until = self.now + Duration::from_secs(seconds) + Duration::from_nanos(1);
+                let thaws = self.frozen.entry(peer).or_default();
+                // Not for longer if it is already: what waits would be overtaken.
+                if *thaws <= self.now {
+                    *thaws = until;
+                }
+                self.rearm(peer);
+            }
+            Act::FreezeAll(time) => self.now += time,
+            Act::LinkedAgain => {
+                if let Some(conn) = self.random_index(self.conns.len()) {
+                    let side = self.rng.random_range(0..2);
+                    if self.is_open(conn, side) {
+                        self.linked(conn, side);
+                    }
+                }
+            }
+            Act::Replay => {
+                if let Some(index) = self.random_index(self.history.len()) {
+                    let (from, to, message) = self.history[index].clone();
+                    self.deliver(from, to, message);
+                }
+            }
+            Act::React => self.react(),
+        }
+    }
+
+    fn random_index(&mut self, len: usize) -> Option<usize> {
+        (len > 0).then(|| self.rng.random_range(0..len))
+    }
+
+    fn react(&mut self) {
+        self.reacting = false;
+        if matches!(self.coordinator.phase(), RunPhase::Paused(Some(_))) {
+            let act = if self.has_spares && self.rng.random() { Act::Join } else { Act::Resume };
+            self.act(act);
+            self.reacting = true;
+            self.schedule(self.now + Duration::from_secs(60), Event::Act(Act::React));
+        }
+    }
+
+    /// Acts whose moment is now.
+    fn moment(&mut self, device: PeerId, name: JobName, ended: bool) {
+        let mut now = Vec::new();
+        self.moments.retain_mut(|(moment, act)| {
+            let Moment::Job { who, job, nth, done } = moment else { return false };
+            if (*who, *job, *done) == (device, name, ended) {
+                *nth = nth.saturating_sub(1);
+                if *nth == 0 {
+                    now.push(*act);
+                }
+            }
+            *nth > 0
+        });
+        for act in now {
+            if ended {
+                self.act(act);
+            } else {
+                // The machine is being polled: it happens next.
+                self.schedule(self.now, Event::Act(act));
+            }
+        }
+    }
+}
