@@ -40,6 +40,15 @@ pub enum Act {
     },
     /// A device is frozen for so many seconds.
     Freeze(PeerId, u64),
+    /// Nothing passes between a device and all others for so many seconds; what was sent arrives then, if its
+    /// connections live so long.
+    Isolate(PeerId, u64),
+    /// The same between two.
+    Part(PeerId, PeerId, u64),
+    /// Everything from and to a device is later by so many milliseconds from now on.
+    Lag(PeerId, u32),
+    /// A device needs so many times as long for everything from now on.
+    SlowDown(PeerId, u32),
     /// Everybody is, as when the lid of the one machine is shut.
     FreezeAll(Duration),
     /// A link says again that it is open.
@@ -50,6 +59,14 @@ pub enum Act {
     Evaluated,
     /// The run waits for a person: let somebody join, or go on alone.
     React,
+}
+
+impl Act {
+    /// Whether a frozen host does not come to it.
+    pub(crate) fn is_of_the_host(&self) -> bool {
+        use Act::{Evaluated, Infer, Pause, React, Remove, Resume, Start, Stop};
+        matches!(self, Start | Pause | Resume | Stop | Remove(_) | Infer { .. } | Evaluated | React)
+    }
 }
 
 /// When something happens.

@@ -4,8 +4,11 @@ mod members;
 mod network;
 
 use crate::act::{Act, JobName, Moment};
+use crate::cost::{Costs, DeviceSpec, Heat};
 use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
+use crate::net::{Fabric, Network};
 use crate::toy::{Toy, ToyModel};
+use crate::trace::{Doing, Life, Trace};
 use crate::violation::Violation;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::{self, Coordinator, RunPhase, StepReport};
@@ -18,20 +21,40 @@ use network::Conn;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 /// The host's number in the room, as the signaling server gave it.
 pub const HOST: PeerId = PeerId(1);
 
-/// Longer than any run here may take, in virtual time.
+/// Longer than any small run may take, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(4000);
+/// After so long without an answer the browsers at both ends give a connection up.
+const CONSENT: Duration = Duration::from_secs(16);
 
 /// The n-th device that joined.
 pub fn peer(n: u32) -> PeerId {
     PeerId(HOST.0 + 1 + n)
 }
 
-/// What is to be run.
+/// A room and how it behaves.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// What the person set.
+    pub settings: Settings,
+    /// Devices that are there before the start.
+    pub peers: u32,
+    /// How long jobs take.
+    pub pace: Pace,
+    /// When what is sent arrives.
+    pub network: Network,
+    /// The host's device.
+    pub host: DeviceSpec,
+    /// The others in the order in which they join; those beyond are as the default one.
+    pub devices: Vec<DeviceSpec>,
+}
+
+/// A room that trains the toy, for tests.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// The model.
@@ -53,6 +76,8 @@ pub enum Pace {
     Random,
     /// Forward and backward of a stage take this long, everything else no time.
     Equal(Duration),
+    /// As their work and the devices' speeds say; messages are as long as the model's would be.
+    Modelled(Costs),
 }
 
 impl Scenario {
@@ -72,15 +97,39 @@ impl Scenario {
         };
         Self { toy, settings, peers, pace: Pace::Random, max_delay: 30_000 }
     }
+
+    fn room(self) -> Room {
+        Room {
+            settings: self.settings,
+            peers: self.peers,
+            pace: self.pace,
+            network: Network::Drawn(Duration::from_micros(self.max_delay)),
+            host: DeviceSpec { name: "host".into(), ..DeviceSpec::default() },
+            devices: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Event {
-    Attach { conn: usize, side: usize },
-    Frame { conn: usize, side: usize, bytes: Vec<u8> },
-    Broken { conn: usize, side: usize },
-    Done(PeerId),
+    Attach {
+        conn: usize,
+        side: usize,
+    },
+    Frame {
+        conn: usize,
+        side: usize,
+        bytes: Vec<u8>,
+    },
+    Broken {
+        conn: usize,
+        side: usize,
+    },
+    /// With the number of the job.
+    Done(PeerId, u64),
     Progress(PeerId, u64),
+    /// Both ends give a connection up.
+    Sever(usize),
     Act(Act),
 }
 
@@ -88,18 +137,44 @@ enum Event {
 struct Node<E> {
     stage: Stage,
     engine: E,
-    slow: u32,
+    body: Body,
     job: Option<(JobName, Result<stage::Done, JobError>)>,
     fail_next: bool,
+}
+
+/// A device behind a machine.
+#[derive(Debug, Default)]
+struct Body {
+    spec: DeviceSpec,
+    slow: u32,
+    heat: Heat,
+    /// What its engine works on, and since when.
+    doing: Option<(Doing, Duration)>,
+    blocks: Range<u16>,
+    /// Blocks on its disk.
+    cached: BTreeSet<u16>,
+    in_flight: u16,
+    /// The number of the job that it works on.
+    job: u64,
+}
+
+impl Body {
+    fn new(spec: DeviceSpec) -> Self {
+        Self { spec, slow: 1, ..Self::default() }
+    }
 }
 
 /// The room.
 #[derive(Debug)]
 pub struct World<M: Model = ToyModel> {
     /// What is run.
-    pub scenario: Scenario,
+    pub room: Room,
     /// What is trained.
     pub model: M,
+    /// What everybody did, if that is wanted.
+    pub trace: Option<Trace>,
+    /// Longer than the run may take, in virtual time.
+    pub patience: Duration,
     /// The host's machine.
     pub coordinator: Coordinator,
     /// Everything that is drawn is drawn from it.
@@ -128,7 +203,10 @@ pub struct World<M: Model = ToyModel> {
     pub endings: BTreeMap<PeerId, String>,
     violation: Option<Violation>,
     judging: bool,
-    frozen: BTreeMap<PeerId, Duration>,
+    /// From when and until when.
+    frozen: BTreeMap<PeerId, Range<Duration>>,
+    fabric: Fabric,
+    host_body: Body,
     host_engine: M::Host,
     host_job: Option<(JobName, Result<coordinator::Done, JobError>)>,
     host_fails_next: bool,
@@ -163,17 +241,23 @@ impl World<ToyModel> {
             scenario.settings.validation = 0.0;
         }
         let model = ToyModel::new(scenario.toy, &scenario.settings)?;
-        Ok(World::with(model, scenario, seed))
+        Ok(World::with(model, scenario.room(), seed))
     }
 }
 
 impl<M: Model> World<M> {
     /// A room that trains `model`; devices join at once, the person starts the run a second later.
-    pub fn with(model: M, scenario: Scenario, seed: u64) -> Self {
-        let device = Device { name: "host".into(), backend: "toy".into() };
+    pub fn with(model: M, room: Room, seed: u64) -> Self {
+        let device = Device { name: room.host.name.clone(), backend: "simulated".into() };
+        let mut fabric = Fabric::new(&room.network);
+        fabric.join(HOST, room.host.access);
         let mut world = Self {
-            host_engine: model.host(&scenario.settings),
+            host_engine: model.host(&room.settings),
+            fabric,
+            host_body: Body::new(room.host.clone()),
             model,
+            trace: None,
+            patience: PATIENCE,
             coordinator: Coordinator::new(device, Duration::ZERO),
             rng: ChaCha8Rng::seed_from_u64(seed),
             now: Duration::ZERO,
@@ -205,14 +289,25 @@ impl<M: Model> World<M> {
             history: VecDeque::new(),
             reacting: false,
             busy: BTreeMap::new(),
-            scenario,
+            room,
         };
         world.rearm(HOST);
-        for _ in 0..world.scenario.peers {
+        for _ in 0..world.room.peers {
             world.act(Act::Join);
         }
         world.plan(Moment::At(Duration::from_secs(1)), Act::Start);
         world
+    }
+
+    /// Keeps what everybody does from now on.
+    pub fn record(&mut self) {
+        let mut trace = Trace::default();
+        let life = |name: &str, joined| Life { name: name.into(), joined, ..Life::default() };
+        trace.lives.insert(HOST, life(&self.room.host.name, Duration::ZERO));
+        for (id, node) in &self.nodes {
+            trace.lives.insert(*id, life(&node.body.spec.name, self.now));
+        }
+        self.trace = Some(trace);
     }
 
     /// Has something happen later.
@@ -230,8 +325,8 @@ impl<M: Model> World<M> {
 
     /// Makes a device slower than the others by a factor.
     pub fn slow_down(&mut self, peer: PeerId, factor: u32) {
-        if let Some(node) = self.nodes.get_mut(&peer) {
-            node.slow = factor;
+        if let Some(body) = self.body(peer) {
+            body.slow = factor;
         }
     }
 
@@ -286,12 +381,12 @@ impl<M: Model> World<M> {
             if done(self) {
                 return Ok(());
             }
-            if self.now >= PATIENCE {
+            if self.now >= self.patience {
                 return Err(Violation::Stuck {
                     phase: format!("{:?}", self.coordinator.phase()),
                     after: self.now,
                     committed: self.committed.len(),
-                    steps: self.scenario.settings.steps,
+                    steps: self.room.settings.steps,
                     machines: format!("{:?}\n{:?}", self.coordinator, self.nodes),
                 });
             }
@@ -306,7 +401,7 @@ impl<M: Model> World<M> {
     ///
     /// When it did not.
     pub fn verify(&self) -> Result<(), Violation> {
-        let settings = &self.scenario.settings;
+        let settings = &self.room.settings;
         let (phase, committed) = (self.coordinator.phase(), self.committed.len());
         if phase != RunPhase::Finished || u32::try_from(committed) != Ok(settings.steps) {
             let (phase, steps) = (format!("{phase:?}"), settings.steps);
@@ -352,7 +447,7 @@ impl<M: Model> World<M> {
         } else {
             self.nodes.get(&who).and_then(|node| node.stage.poll_timeout())
         };
-        let thaws = self.frozen.get(&who).copied().unwrap_or_default();
+        let thaws = self.frozen.get(&who).map(|frozen| frozen.end).unwrap_or_default();
         let wanted = wanted.map(|at| at.max(thaws));
         if self.armed.get(&who).copied() == wanted {
             return;
@@ -399,19 +494,28 @@ impl<M: Model> World<M> {
         self.acts -= usize::from(matches!(event, Event::Act(_)));
         let member = match &event {
             Event::Attach { conn, side } | Event::Frame { conn, side, .. } | Event::Broken { conn, side } => {
-                self.seen_from(*conn, *side)[0]
+                Some(self.seen_from(*conn, *side)[0])
             }
-            Event::Done(who) | Event::Progress(who, _) => *who,
-            Event::Act(_) => HOST,
+            Event::Done(who, _) | Event::Progress(who, _) => Some(*who),
+            Event::Act(act) => act.is_of_the_host().then_some(HOST),
+            Event::Sever(_) => None,
         };
-        if let Some(thaws) = self.frozen.get(&member).filter(|thaws| **thaws > self.now) {
-            return self.schedule(*thaws, event);
+        let frozen =
+            member.and_then(|member| self.frozen.get(&member)).filter(|frozen| frozen.end > self.now);
+        if let Some(Range { start, end }) = frozen.cloned() {
+            // The engine stood still as well: what was left to do then is left to do.
+            let left = match event {
+                Event::Done(..) => self.now.saturating_sub(start),
+                _ => Duration::ZERO,
+            };
+            return self.schedule(end + left, event);
         }
         match event {
             Event::Attach { conn, side } => self.attach(conn, side),
             Event::Frame { conn, side, bytes } => self.frame(conn, side, &bytes),
             Event::Broken { conn, side } => self.broken(conn, side),
-            Event::Done(who) => self.job_done(who),
+            Event::Done(who, job) => self.job_done(who, job),
+            Event::Sever(conn) => self.sever(conn),
             Event::Progress(who, loaded) if who == HOST => {
                 self.host(coordinator::Event::Progress { loaded, total: 100 });
             }
@@ -426,7 +530,7 @@ impl<M: Model> World<M> {
             Act::Start => {
                 self.committed.clear();
                 self.judged.clear();
-                let start = self.model.start(&self.scenario.settings);
+                let start = self.model.start(&self.room.settings);
                 self.host(coordinator::Event::Start(Box::new(start)));
             }
             Act::Pause => {
@@ -465,13 +569,20 @@ impl<M: Model> World<M> {
             Act::Freeze(peer, seconds) => {
                 // A nanosecond more than anything else that is scheduled, so that nothing overtakes what waits.
                 let until = self.now + Duration::from_secs(seconds) + Duration::from_nanos(1);
-                let thaws = self.frozen.entry(peer).or_default();
+                let frozen = self.frozen.entry(peer).or_default();
                 // Not for longer if it is already: what waits would be overtaken.
-                if *thaws <= self.now {
-                    *thaws = until;
+                if frozen.end <= self.now {
+                    *frozen = self.now..until;
+                    if let Some(trace) = &mut self.trace {
+                        trace.add(peer, Doing::Asleep, self.now..until);
+                    }
                 }
                 self.rearm(peer);
             }
+            Act::Isolate(peer, seconds) => self.part(peer, None, Duration::from_secs(seconds)),
+            Act::Part(a, b, seconds) => self.part(a, Some(b), Duration::from_secs(seconds)),
+            Act::Lag(peer, millis) => self.fabric.lag(peer, Duration::from_millis(millis.into())),
+            Act::SlowDown(peer, factor) => self.slow_down(peer, factor),
             Act::FreezeAll(time) => self.now += time,
             Act::LinkedAgain => {
                 if let Some(conn) = self.random_index(self.conns.len()) {

@@ -232,7 +232,7 @@ fn random_world(seed: u64) -> World {
 
 /// Has something happen at a random moment of a random device's work.
 fn happens(world: &mut World, act: impl Fn(PeerId) -> Act) {
-    let victim = peer(world.rng.random_range(0..world.scenario.peers));
+    let victim = peer(world.rng.random_range(0..world.room.peers));
     let witness = if world.rng.random_ratio(1, 4) { HOST } else { victim };
     let moment = moment(world, witness);
     world.plan(moment, act(victim));
@@ -284,7 +284,7 @@ fn when_every_device_is_gone_the_run_says_why_and_goes_on_with_whoever_comes() {
         let mut world = random_world(seed);
         world.has_spares = seed % 2 == 0;
         let at = Duration::from_millis(world.rng.random_range(1_200..2_500));
-        for n in 0..world.scenario.peers {
+        for n in 0..world.room.peers {
             world.plan(Moment::At(at), Act::Kill { peer: peer(n), silent: false });
         }
         world.settle().unwrap();
@@ -379,7 +379,7 @@ fn pauses_resumes_late_joiners_and_slow_devices_change_nothing() {
             happens(&mut world, |_| Act::Pause);
         }
         happens(&mut world, |_| Act::Join);
-        let slow = peer(world.rng.random_range(0..world.scenario.peers));
+        let slow = peer(world.rng.random_range(0..world.room.peers));
         world.slow_down(slow, 50);
         write_texts(&mut world);
         finish(world);
@@ -478,7 +478,7 @@ fn what_was_done_survives_a_failure_of_the_host() {
 #[test]
 fn a_room_that_gets_other_numbers_than_one_process_is_told_apart() {
     let mut world = World::new(Scenario::new(2, 4), 0).unwrap();
-    let mut other = world.scenario.settings.clone();
+    let mut other = world.room.settings.clone();
     other.lr *= 1.0 + 1e-9;
     world.model = ToyModel::new(world.model.toy, &other).unwrap();
     let found = world.settle();

@@ -1,14 +1,18 @@
 //! The members' side of a room: what their machines are told and want, and their engines' jobs.
 
-use super::{Event, HOST, Node, Pace, World, peer};
+use super::{Body, Event, HOST, Node, Pace, World, peer};
 use crate::act::{Act, JobName};
+use crate::cost::{Costs, DeviceSpec, seconds};
 use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
+use crate::trace::{Doing, Life};
 use crate::violation::Violation;
-use baton_protocol::PeerId;
 use baton_protocol::coordinator::{self, RunPhase, StepReport};
 use baton_protocol::link::Lane;
 use baton_protocol::message::{BlockBytes, Device, Message};
 use baton_protocol::stage::{self, Stage, View};
+use baton_protocol::{MicroBatch, PeerId};
+use rand::Rng;
+use std::ops::Range;
 use std::time::Duration;
 
 impl<M: Model> World<M> {
@@ -94,7 +98,10 @@ impl<M: Model> World<M> {
     }
 
     fn host_job(&mut self, job: coordinator::Job) {
-        let name = JobName::from(&job);
+        let (name, slice) = (JobName::from(&job), micro_batch_of_host(&job));
+        if let coordinator::Job::Load { blocks, .. } = &job {
+            self.host_body.load(blocks);
+        }
         if self.host_job.is_some() {
             self.violate(Violation::TwoJobs { who: HOST, job: name });
         }
@@ -106,7 +113,7 @@ impl<M: Model> World<M> {
             self.violate(Violation::Job { who: HOST, reason: reason.clone() });
         }
         self.host_job = Some((name, done));
-        self.begin(HOST, name, 1);
+        self.begin(HOST, name, slice);
     }
 
     fn commit(&mut self, report: StepReport) {
@@ -140,13 +147,17 @@ impl<M: Model> World<M> {
             let others: Vec<PeerId> = self.nodes.keys().copied().chain([HOST]).collect();
             others.into_iter().for_each(|other| self.close(who, other));
             self.nodes.remove(&who);
+            self.gone(who);
         }
         self.rearm(who);
     }
 
     fn stage_job(&mut self, who: PeerId, job: stage::Job) {
         let Some(node) = self.nodes.get_mut(&who) else { return };
-        let (name, slow) = (JobName::from(&job), node.slow);
+        if let stage::Job::Load(assign) = &job {
+            node.body.load(&assign.blocks);
+        }
+        let (name, slice) = (JobName::from(&job), micro_batch_of_stage(&job));
         let two = node.job.is_some();
         let done = node.engine.run(job);
         let nonsense = match &done {
@@ -160,27 +171,92 @@ impl<M: Model> World<M> {
         if let Some(reason) = nonsense {
             self.violate(Violation::Job { who, reason });
         }
-        self.begin(who, name, slow);
+        self.begin(who, name, slice);
     }
 
-    fn begin(&mut self, who: PeerId, name: JobName, slow: u32) {
-        use rand::Rng;
-        let time = match self.scenario.pace {
-            Pace::Random => Duration::from_micros(self.rng.random_range(0..20_000)) * slow,
+    pub(super) fn body(&mut self, who: PeerId) -> Option<&mut Body> {
+        match self.nodes.get_mut(&who) {
+            Some(node) => Some(&mut node.body),
+            None => (who == HOST).then_some(&mut self.host_body),
+        }
+    }
+
+    fn gone(&mut self, who: PeerId) {
+        if let Some(life) = self.trace.as_mut().and_then(|trace| trace.lives.get_mut(&who)) {
+            life.gone = Some(self.now);
+        }
+    }
+
+    fn begin(&mut self, who: PeerId, name: JobName, slice: Option<MicroBatch>) {
+        let time = match self.room.pace {
+            Pace::Random => {
+                let time = Duration::from_micros(self.rng.random_range(0..20_000));
+                time * self.body(who).map_or(1, |body| body.slow)
+            }
             Pace::Equal(time) if who != HOST && name.is_pass() => time,
             Pace::Equal(_) => Duration::ZERO,
+            Pace::Modelled(costs) => self.cost(who, name, &costs),
         };
         if name.is_pass() {
             *self.busy.entry(who).or_default() += time;
         }
+        let (now, sequence) = (self.now, self.sequence);
+        if let Some(body) = self.body(who) {
+            body.doing = Some((Doing::Job(name, slice), now));
+            body.job = sequence;
+        }
         if name == JobName::Load {
             self.schedule(self.now + time / 2, Event::Progress(who, 50));
         }
-        self.schedule(self.now + time, Event::Done(who));
+        self.schedule(self.now + time, Event::Done(who, sequence));
         self.moment(who, name, false);
     }
 
-    pub(super) fn job_done(&mut self, who: PeerId) {
+    /// How long a job takes; a device that it needs more memory for than it has dies of it.
+    fn cost(&mut self, who: PeerId, name: JobName, costs: &Costs) -> Duration {
+        let now = self.now;
+        let Some(body) = self.body(who) else { return Duration::ZERO };
+        match name {
+            JobName::Load => body.in_flight = 0,
+            JobName::Forward => body.in_flight += 1,
+            _ => {}
+        }
+        let blocks = body.blocks.len() as u16;
+        let held = costs.memory(blocks, body.in_flight) + if who == HOST { costs.ends } else { 0.0 };
+        if name == JobName::Backward {
+            body.in_flight = body.in_flight.saturating_sub(1);
+        }
+        let too_much = who != HOST && body.spec.memory.is_some_and(|memory| held > memory);
+        let missing = body.blocks.clone().filter(|block| !body.cached.contains(block)).count();
+        let time = if name == JobName::Load {
+            body.cached.extend(body.blocks.clone());
+            seconds(f64::from(blocks) * costs.file / body.spec.disk)
+        } else {
+            body.heat.work(&body.spec, costs.work(name, blocks, who == HOST), now) * body.slow
+        };
+        if let Some(life) = self.trace.as_mut().and_then(|trace| trace.lives.get_mut(&who)) {
+            life.peak_memory = life.peak_memory.max(held);
+        }
+        if too_much {
+            // The machine is being polled: it happens next.
+            self.schedule(now, Event::Act(Act::Kill { peer: who, silent: false }));
+        }
+        if name == JobName::Load && who != HOST && missing > 0 {
+            let bytes = missing as f64 * costs.file;
+            let there = self.fabric.arrival(&mut self.rng, [HOST, who], Lane::Bulk, bytes, now);
+            return time + (there - now);
+        }
+        time
+    }
+
+    pub(super) fn job_done(&mut self, who: PeerId, number: u64) {
+        let now = self.now;
+        let Some(body) = self.body(who).filter(|body| body.job == number) else { return };
+        let Some((doing, since)) = body.doing.take() else { return };
+        if let Some(trace) = &mut self.trace {
+            trace.add(who, doing, since..now);
+        }
+
         let broke = |diverged| JobError::Failed { reason: "the toy broke".into(), diverged };
         if who == HOST {
             let Some((name, done)) = self.host_job.take() else { return };
@@ -209,11 +285,18 @@ impl<M: Model> World<M> {
     pub(super) fn join(&mut self) {
         let id = peer(self.joined);
         self.joined += 1;
-        let device = Device { name: format!("phone {id}"), backend: "toy".into() };
+        let fallback = || DeviceSpec { name: format!("phone {id}"), ..DeviceSpec::default() };
+        let spec = self.room.devices.get(self.joined as usize - 1).cloned().unwrap_or_else(fallback);
+        let device = Device { name: spec.name.clone(), backend: "simulated".into() };
+        if let Some(trace) = &mut self.trace {
+            let life = Life { name: spec.name.clone(), joined: self.now, ..Life::default() };
+            trace.lives.insert(id, life);
+        }
+        self.fabric.join(id, spec.access);
         let node = Node {
             stage: Stage::new(HOST, device, self.now),
             engine: self.model.stage(),
-            slow: 1,
+            body: Body::new(spec),
             job: None,
             fail_next: false,
         };
@@ -224,7 +307,12 @@ impl<M: Model> World<M> {
     }
 
     pub(super) fn kill(&mut self, peer: PeerId, silent: bool) {
-        self.nodes.remove(&peer);
+        if let Some(Node { body: Body { doing: Some((doing, since)), .. }, .. }) = self.nodes.remove(&peer)
+            && let Some(trace) = &mut self.trace
+        {
+            trace.add(peer, doing, since..self.now);
+        }
+        self.gone(peer);
         self.rearm(peer);
         for conn in 0..self.conns.len() {
             if self.conns[conn].is_of(peer) {
@@ -252,5 +340,29 @@ impl<M: Model> World<M> {
         if let Some(conn) = self.newest(HOST, peer, Lane::Bulk) {
             self.conns[conn].delay_towards(HOST, delay);
         }
+    }
+}
+
+impl Body {
+    fn load(&mut self, blocks: &Range<u16>) {
+        self.blocks = blocks.clone();
+    }
+}
+
+fn micro_batch_of_host(job: &coordinator::Job) -> Option<MicroBatch> {
+    use coordinator::Job;
+    match job {
+        Job::Front { micro_batch, .. }
+        | Job::Head { micro_batch, .. }
+        | Job::BackFront { micro_batch, .. } => Some(*micro_batch),
+        _ => None,
+    }
+}
+
+fn micro_batch_of_stage(job: &stage::Job) -> Option<MicroBatch> {
+    use stage::Job;
+    match job {
+        Job::Forward { micro_batch, .. } | Job::Backward { micro_batch, .. } => Some(*micro_batch),
+        _ => None,
     }
 }

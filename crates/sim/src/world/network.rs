@@ -1,12 +1,15 @@
 //! The connections of a room: framed by the protocol's own links, ordered and reliable, late as their model says.
 
-use super::{Event, HOST, World};
+use super::{CONSENT, Event, HOST, Pace, World};
 use crate::engine::Model;
+use crate::net::Network;
+use crate::trace::Doing;
 use crate::violation::Violation;
 use baton_protocol::PeerId;
 use baton_protocol::link::{Lane, Link};
 use baton_protocol::message::Message;
 use rand::Rng;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Messages of the past that may come again.
@@ -31,7 +34,7 @@ impl Conn {
 
     pub(super) fn delay_towards(&mut self, member: PeerId, delay: Duration) {
         let side = usize::from(self.members[1] == member);
-        self.ends[side].delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.ends[side].delay = delay;
     }
 }
 
@@ -41,23 +44,40 @@ struct End {
     attached: bool,
     /// When the last frame towards this end arrives.
     last: Duration,
-    /// Of a frame towards this end, in µs.
-    delay: u64,
+    /// Of a frame towards this end, where it is drawn.
+    delay: Duration,
+    /// Of the messages that wait at this end: encoded bytes not yet in frames, and how long each counts as.
+    weights: VecDeque<Weight>,
+}
+
+#[derive(Debug)]
+struct Weight {
+    left: usize,
+    each: f64,
+    since: Duration,
+}
+
+fn drawn(rng: &mut impl Rng, most: Duration) -> Duration {
+    Duration::from_micros(rng.random_range(0..=u64::try_from(most.as_micros()).unwrap_or(u64::MAX)))
 }
 
 impl<M: Model> World<M> {
     pub(super) fn open(&mut self, a: PeerId, b: PeerId, lane: Lane) -> usize {
         let conn = self.conns.len();
-        let max = self.scenario.max_delay;
+        let most = match &self.room.network {
+            Network::Drawn(most) => *most,
+            // ICE and DTLS want a few round trips.
+            Network::Modelled(_) => 4 * self.fabric.wire(a, b).latency,
+        };
         let mut end = || {
-            let delay = self.rng.random_range(0..=max);
-            End { link: Link::new(), attached: false, last: Duration::ZERO, delay }
+            let delay = drawn(&mut self.rng, most);
+            End { link: Link::new(), attached: false, last: Duration::ZERO, delay, weights: VecDeque::new() }
         };
         let ends = [end(), end()];
         self.conns.push(Conn { members: [a, b], lane, ends, alive: true, closed: false });
         self.newest.insert((a.min(b), a.max(b), lane), conn);
         for side in 0..2 {
-            let wait = Duration::from_micros(self.rng.random_range(0..=max * 4));
+            let wait = drawn(&mut self.rng, most * 4) + self.fabric.hindrance(a, b, self.now);
             self.schedule(self.now + wait, Event::Attach { conn, side });
         }
         conn
@@ -110,9 +130,10 @@ impl<M: Model> World<M> {
         closing.retain(|conn| !std::mem::replace(&mut self.conns[*conn].closed, true));
         let side = |conn: &Conn| usize::from(conn.members[1] == other);
         let through = closing.iter().map(|&conn| self.conns[conn].ends[side(&self.conns[conn])].last).max();
+        let through = through.unwrap_or_default().max(self.now) + self.fabric.hindrance(me, other, self.now);
         for conn in closing {
             let event = Event::Broken { conn, side: side(&self.conns[conn]) };
-            self.schedule(through.unwrap_or_default(), event);
+            self.schedule(through, event);
         }
     }
 
@@ -120,8 +141,35 @@ impl<M: Model> World<M> {
         let lane = if from == HOST || to == HOST { message.lane() } else { Lane::Bulk };
         let Some(conn) = self.newest(from, to, lane) else { return };
         let side = usize::from(self.conns[conn].members[1] == from);
-        self.conns[conn].ends[side].link.send(message);
+        let end = &mut self.conns[conn].ends[side];
+        let before = end.link.queued();
+        end.link.send(message);
+        let left = end.link.queued() - before;
+        let each = match &self.room.pace {
+            Pace::Modelled(costs) => costs.message(message, left as f64) / left.max(1) as f64,
+            Pace::Random | Pace::Equal(_) => 1.0,
+        };
+        end.weights.push_back(Weight { left, each, since: self.now });
         self.pump(conn);
+    }
+
+    /// Nothing passes for a while; a connection that hears nothing for too long is given up by both ends.
+    pub(super) fn part(&mut self, of: PeerId, from: Option<PeerId>, time: Duration) {
+        self.fabric.part(of, from, self.now + time, self.now);
+        if time < CONSENT {
+            return;
+        }
+        for conn in 0..self.conns.len() {
+            let Conn { alive, closed, .. } = self.conns[conn];
+            let parted = self.conns[conn].is_of(of) && from.is_none_or(|from| self.conns[conn].is_of(from));
+            if parted && alive && !closed {
+                self.schedule(self.now + CONSENT, Event::Sever(conn));
+            }
+        }
+    }
+
+    pub(super) fn sever(&mut self, conn: usize) {
+        self.break_conn(conn, 0);
     }
 
     /// Puts what the links give on the wire.
@@ -130,21 +178,39 @@ impl<M: Model> World<M> {
             return;
         }
         for side in 0..2 {
-            let Conn { ends, alive, .. } = &mut self.conns[conn];
-            if !ends[side].attached {
+            let [from, to] = self.seen_from(conn, side);
+            let Conn { ends: [first, second], alive, lane, .. } = &mut self.conns[conn];
+            let (near, far) = if side == 0 { (first, second) } else { (second, first) };
+            if !near.attached {
                 continue;
             }
-            let mut frames = Vec::new();
-            while let Some(bytes) = ends[side].link.poll_frame() {
-                if *alive {
-                    let far = &mut ends[1 - side];
-                    let jitter = self.rng.random_range(0..=far.delay / 2);
-                    far.last = far.last.max(self.now + Duration::from_micros(far.delay + jitter));
-                    frames.push((far.last, bytes));
+            let mut queued = near.link.queued();
+            while let Some(bytes) = near.link.poll_frame() {
+                let body = queued - near.link.queued();
+                queued -= body;
+                let (weighs, since) = weigh(&mut near.weights, bytes.len(), body);
+                if !*alive {
+                    continue;
                 }
-            }
-            for (at, bytes) in frames {
-                self.schedule(at, Event::Frame { conn, side: 1 - side, bytes });
+                let at = match &self.room.network {
+                    Network::Drawn(_) => {
+                        let late = self.fabric.hindrance(from, to, self.now);
+                        self.now + far.delay + drawn(&mut self.rng, far.delay / 2) + late
+                    }
+                    Network::Modelled(_) => {
+                        self.fabric.arrival(&mut self.rng, [from, to], *lane, weighs, self.now)
+                    }
+                };
+                far.last = far.last.max(at);
+                let at = far.last;
+                if *lane == Lane::Bulk
+                    && let Some(trace) = &mut self.trace
+                {
+                    trace.add(to, Doing::Receives(from), since.unwrap_or(self.now)..at);
+                }
+                self.sequence += 1;
+                let event = Event::Frame { conn, side: 1 - side, bytes };
+                self.queue.insert((at.max(self.now), self.sequence), event);
             }
         }
     }
@@ -195,4 +261,16 @@ fn is_of_a_plan(message: &Message) -> bool {
             | Message::Ready { .. }
             | Message::Assign(_)
     )
+}
+
+/// How long a frame with so many bytes of a message counts as, and since when the message waits.
+fn weigh(weights: &mut VecDeque<Weight>, frame: usize, body: usize) -> (f64, Option<Duration>) {
+    let bare = (frame - body) as f64;
+    let Some(front) = weights.front_mut().filter(|_| body > 0) else { return (bare, None) };
+    let weighs = (bare + body as f64 * front.each, Some(front.since));
+    front.left = front.left.saturating_sub(body);
+    if front.left == 0 {
+        weights.pop_front();
+    }
+    weighs
 }

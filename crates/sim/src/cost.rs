@@ -1,0 +1,321 @@
+//! What jobs cost: a transformer's work and bytes by its shape, and the devices that do it.
+
+use crate::act::JobName;
+use baton_protocol::run::{Backbone, Settings};
+use baton_protocol::{codec::Precision, message::Message};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// A transformer by its numbers, as its `config.json` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// Blocks.
+    pub blocks: u16,
+    /// Numbers in a hidden state.
+    pub hidden: u32,
+    /// Width of the MLP.
+    pub inner: u32,
+    /// Attention heads.
+    pub heads: u32,
+    /// Heads of keys and values; as many as `heads` if 0.
+    #[serde(default)]
+    pub kv_heads: u32,
+    /// Whether the MLP has a gate.
+    #[serde(default = "yes")]
+    pub gated: bool,
+    /// Tokens in the vocabulary.
+    pub vocab: u32,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Shape {
+    /// Widths (in, out) of a block's maps, with their names.
+    fn maps(&self) -> Vec<(&'static str, f64, f64)> {
+        let (hidden, inner) = (f64::from(self.hidden), f64::from(self.inner));
+        let kv_heads = if self.kv_heads == 0 { self.heads } else { self.kv_heads };
+        let kv = hidden * f64::from(kv_heads) / f64::from(self.heads.max(1));
+        let mut maps = vec![
+            ("q_proj", hidden, hidden),
+            ("k_proj", hidden, kv),
+            ("v_proj", hidden, kv),
+            ("o_proj", hidden, hidden),
+            ("up_proj", hidden, inner),
+            ("down_proj", inner, hidden),
+        ];
+        if self.gated {
+            maps.push(("gate_proj", hidden, inner));
+        }
+        maps
+    }
+}
+
+/// What the jobs of a run cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Costs {
+    /// Floating-point operations of a block's forward pass, a sample.
+    pub forward: f64,
+    /// Of its backward pass.
+    pub backward: f64,
+    /// Of the embedding, a sample.
+    pub front: f64,
+    /// Of the LM head with the loss, both ways, a sample.
+    pub head: f64,
+    /// Of the norm and of the update of a block's adapters, each.
+    pub update: f64,
+    /// Samples of a micro-batch.
+    pub samples: f64,
+    /// Bytes of a block in the model's files.
+    pub file: f64,
+    /// Bytes of a block as a device holds it.
+    pub weights: f64,
+    /// Bytes of the ends as the host holds them.
+    pub ends: f64,
+    /// Bytes of a block's adapters with gradients and moments.
+    pub adapters: f64,
+    /// Bytes of its adapters and moments on the way to the host.
+    pub state: f64,
+    /// Bytes of a sample's hidden state on the way.
+    pub boundary: f64,
+    /// Bytes that a block keeps of a sample for backward.
+    pub kept: f64,
+    /// Bytes that the one block that runs takes on top, a sample.
+    pub open: f64,
+}
+
+impl Costs {
+    /// Of a transformer. Matrix products count 2 operations a weight and token; backward has those of the input's
+    /// gradient only, for the weights are frozen (LoRA), and attention's products twice.
+    pub fn transformer(shape: &Shape, settings: &Settings) -> Self {
+        let tokens = f64::from(settings.seq_len);
+        let hidden = f64::from(shape.hidden);
+        let maps = shape.maps();
+        let weights: f64 = maps.iter().map(|(_, a, b)| a * b).sum();
+        let named = |name: &str| settings.targets.iter().any(|target| target == name);
+        let adapted: f64 = maps.iter().filter(|(name, ..)| named(name)).map(|(_, a, b)| a + b).sum::<f64>();
+        let adapter = f64::from(settings.lora_rank) * adapted;
+        let attention = 4.0 * tokens * hidden;
+        let forward = tokens * (2.0 * weights + attention + 2.0 * adapter);
+        let recomputed = if settings.recompute { forward } else { 0.0 };
+        let bytes = match settings.backbone {
+            Backbone::F32 => 4.0,
+            Backbone::Bf16 => 2.0,
+            Backbone::Int8 => 1.06,
+            Backbone::Nf4 => 0.53,
+        };
+        let crossing = match settings.boundary {
+            Precision::F32 => 4.0,
+            _ => 2.0,
+        };
+        // As `baton_model::stage_memory` counts what the graph of a block keeps.
+        let kv: f64 = maps.iter().filter(|(name, ..)| *name == "k_proj").map(|(.., b)| b).sum();
+        let mlp = f64::from(shape.inner) * if shape.gated { 5.0 } else { 2.0 };
+        let scores = 3.0 * f64::from(shape.heads) * tokens;
+        let trace = 4.0 * tokens * (6.0 * hidden + 2.0 * kv + scores + mlp);
+        let input = 4.0 * tokens * hidden;
+        let (kept, open) = if settings.recompute { (input, 2.0 * trace) } else { (trace, trace) };
+        let vocab = f64::from(shape.vocab) * hidden;
+        Self {
+            forward,
+            backward: tokens * (2.0 * weights + 2.0 * attention + 4.0 * adapter) + recomputed,
+            front: 2.0 * tokens * hidden,
+            head: 4.0 * tokens * vocab,
+            update: 10.0 * adapter,
+            samples: f64::from(settings.batch_size) / f64::from(settings.micro_batches.max(1)),
+            file: 2.0 * weights,
+            weights: bytes * weights,
+            ends: bytes * vocab,
+            adapters: 16.0 * adapter,
+            state: 12.0 * adapter,
+            boundary: crossing * tokens * hidden,
+            kept,
+            open,
+        }
+    }
+
+    /// Operations of a job over so many blocks.
+    pub fn work(&self, job: JobName, blocks: u16, ends: bool) -> f64 {
+        let (blocks, samples) = (f64::from(blocks), self.samples);
+        let front = if ends { self.front } else { 0.0 };
+        match job {
+            JobName::Load => 0.0,
+            JobName::Forward => samples * (blocks * self.forward + front),
+            JobName::Head => samples * self.head,
+            JobName::Backward => samples * blocks * self.backward,
+            JobName::Norm | JobName::Apply => blocks * self.update,
+            JobName::Infer => blocks * self.forward + front,
+        }
+    }
+
+    /// Bytes of a message on the way; `encoded` are those of its bare form, without the model's numbers.
+    pub fn message(&self, message: &Message, encoded: f64) -> f64 {
+        let states = |count: usize| count as f64 * self.state;
+        encoded
+            + match message {
+                Message::Forward { .. } | Message::Backward { tensor: Some(_), .. } => {
+                    self.samples * self.boundary
+                }
+                Message::Infer { .. } => self.boundary,
+                Message::Applied { states: of, .. } => states(of.len()),
+                Message::Assign(assign) => states(assign.states.len()),
+                _ => 0.0,
+            }
+    }
+
+    /// Bytes that a stage of so many blocks holds with so many micro-batches in flight.
+    pub fn memory(&self, blocks: u16, in_flight: u16) -> f64 {
+        let (blocks, in_flight) = (f64::from(blocks), f64::from(in_flight));
+        let resting = blocks * (self.weights + self.adapters);
+        let open = if blocks > 0.0 { self.samples * self.open } else { 0.0 };
+        resting + in_flight * blocks * self.samples * self.kept + open
+    }
+}
+
+/// How a device is reached: the way from it to the middle of the room's network, and back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Access {
+    /// Bytes a second that it sends.
+    pub up: f64,
+    /// Bytes a second that it receives.
+    pub down: f64,
+    /// One way.
+    pub latency: Duration,
+    /// What is added at most, drawn for each frame.
+    pub jitter: Duration,
+    /// Share of packets that get lost; the channel sends them again.
+    pub loss: f64,
+}
+
+impl Access {
+    /// As if there were no distance.
+    pub const IDEAL: Self = Self {
+        up: f64::INFINITY,
+        down: f64::INFINITY,
+        latency: Duration::ZERO,
+        jitter: Duration::ZERO,
+        loss: 0.0,
+    };
+}
+
+/// A device that gets slower as it works, and recovers as it rests.
+///
+/// Newton's law: its heat goes to 1 while it works and to 0 while it rests, each with a time constant. Up to a heat of
+/// one half it is as fast as ever, from there its speed falls linearly to `slowest`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thermal {
+    /// The share of its speed that is left when it is as hot as it gets.
+    pub slowest: f64,
+    /// Time constant of working.
+    pub warms: Duration,
+    /// Time constant of resting.
+    pub cools: Duration,
+}
+
+impl Thermal {
+    /// The share of its speed that is left at a heat of 0 to 1.
+    pub fn speed(&self, heat: f64) -> f64 {
+        1.0 - (2.0 * heat - 1.0).max(0.0) * (1.0 - self.slowest)
+    }
+}
+
+/// A device by its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceSpec {
+    /// What its owner calls it.
+    pub name: String,
+    /// Floating-point operations a second when it is cool.
+    pub flops: f64,
+    /// What every job takes beside its operations.
+    pub overhead: Duration,
+    /// Bytes that a stage may hold; one that holds more is killed by the system, as iOS does.
+    pub memory: Option<f64>,
+    /// Whether it gets slower as it works.
+    pub thermal: Option<Thermal>,
+    /// How it is reached.
+    pub access: Access,
+    /// Bytes a second that it reads from its own disk.
+    pub disk: f64,
+}
+
+impl Default for DeviceSpec {
+    fn default() -> Self {
+        Self {
+            name: "phone".into(),
+            flops: 20e9,
+            overhead: Duration::ZERO,
+            memory: None,
+            thermal: None,
+            access: Access::IDEAL,
+            disk: 500e6,
+        }
+    }
+}
+
+/// How warm a device is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Heat {
+    heat: f64,
+    at: Duration,
+}
+
+impl Heat {
+    /// How long a job of `flop` operations takes from `now`; the device is warmer then.
+    pub(crate) fn work(&mut self, device: &DeviceSpec, flop: f64, now: Duration) -> Duration {
+        let Some(thermal) = &device.thermal else {
+            return device.overhead + seconds(flop / device.flops);
+        };
+        let share = |time: Duration, constant: Duration| (-time.as_secs_f64() / constant.as_secs_f64()).exp();
+        self.heat *= share(now.saturating_sub(self.at), thermal.cools);
+        let time = device.overhead + seconds(flop / (device.flops * thermal.speed(self.heat)));
+        self.heat = 1.0 - (1.0 - self.heat) * share(time, thermal.warms);
+        self.at = now + time;
+        time
+    }
+}
+
+/// Seconds as a duration, to the nanosecond; what is no time at all, or longer than any run, is cut.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.clamp(0.0, 1e9)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_slows_down_with_work_and_recovers_with_rest() {
+        let thermal =
+            Thermal { slowest: 0.4, warms: Duration::from_secs(60), cools: Duration::from_secs(120) };
+        let device = DeviceSpec { flops: 1e9, thermal: Some(thermal), ..DeviceSpec::default() };
+        let (mut heat, mut now, mut times) = (Heat::default(), Duration::ZERO, Vec::new());
+        for _ in 0..300 {
+            let time = heat.work(&device, 1e9, now);
+            now += time;
+            times.push(time.as_secs_f64());
+        }
+        assert!(times.is_sorted() && times[0] == 1.0 && times[30] == 1.0);
+        assert!((times[299] - 2.5).abs() < 0.05, "{}", times[299]);
+        let rested = heat.work(&device, 1e9, now + Duration::from_secs(600));
+        assert_eq!(rested, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn costs_follow_the_shape() {
+        // SmolLM2-135M: 30 blocks of 3.54 million weights.
+        let shape =
+            Shape { blocks: 30, hidden: 576, inner: 1536, heads: 9, kv_heads: 3, gated: true, vocab: 49_152 };
+        let settings = Settings { seq_len: 64, batch_size: 4, micro_batches: 4, ..Settings::default() };
+        let costs = Costs::transformer(&shape, &settings);
+        assert_eq!(costs.weights, 4.0 * 3_538_944.0);
+        assert_eq!(costs.boundary, 2.0 * 64.0 * 576.0);
+        let again = Costs::transformer(&shape, &Settings { recompute: true, ..settings });
+        assert_eq!(again.backward, costs.backward + costs.forward);
+        assert!(again.kept < costs.kept / 5.0);
+        let one = costs.memory(3, 1);
+        assert!((costs.memory(3, 3) - one - 2.0 * 3.0 * costs.kept).abs() < 1.0);
+        assert_eq!(costs.memory(0, 0), 0.0);
+    }
+}
