@@ -6,7 +6,7 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Trains in tabs of headless Chromium, each a process of its own, on the CPU. To pin it to cores or make it polite,
 /// start it under `taskset` or `nice`: the browsers inherit that.
@@ -70,6 +70,9 @@ struct Options {
     /// Writes all that was measured, as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Saves the adapter that the host offers at the end, so that `baton train --init-adapter` can judge it.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
 }
 
 /// What one tab had at the most, in bytes.
@@ -130,6 +133,9 @@ async fn main() -> Result<()> {
     }
     let report = measure(&options, &host, &stages, planned, begun).await?;
     print(&report);
+    if let Some(folder) = &options.out {
+        save(&host.download().await?, folder)?;
+    }
     if let Some(file) = &options.report {
         std::fs::write(file, serde_json::to_vec_pretty(&report)?)
             .with_context(|| file.display().to_string())?;
@@ -256,6 +262,16 @@ async fn measure(
         tabs.push(Memory { tab: tab_name, blocks, wasm, renderer: tab.peak_memory() });
     }
     Ok(Report { backbone: options.backbone.clone(), losses, judgements, seconds, planned, tabs })
+}
+
+/// Without the archive's own folder.
+fn save(files: &[(String, Vec<u8>)], folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for (name, bytes) in files {
+        let name = Path::new(name).file_name().context("a file of the archive has no name")?;
+        std::fs::write(folder.join(name), bytes)?;
+    }
+    Ok(())
 }
 
 fn print(report: &Report) {
