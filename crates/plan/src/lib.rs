@@ -1,6 +1,28 @@
-//! Plans: which device runs which blocks.
+//! Plans: which device runs which blocks, from measured profiles.
 //!
-//! For now every device is taken to be as good as any other; profiles and the search over them come with the planner.
+//! A [`Room`] (devices and links as measured), a [`ModelProfile`] (bytes and relative work of its blocks) and [`Options`]
+//! go into [`plan`]; a [`Plan`] comes out: a [`Partition`] (the decisions) and a [`Prediction`] (seconds and bytes of every
+//! device), or a [`Refusal`] that says what would make the model fit. [`predict`] gives the same numbers for any other
+//! partition. Seconds and bytes throughout; no I/O, no clock, no chance: the same room gives the same plan.
+//!
+//! The pipeline is a ring: the host's front (embedding, and its own first blocks if it has any), the stages, the host's
+//! head (LM head and loss). Steps are synchronous 1F1B with a flush (PipeDream-Flush, Narayanan et al. 2021,
+//! <https://arxiv.org/abs/2006.09503>); of P positions, position p holds at most P − p micro-batches. What is minimised is the
+//! exact time of such a step under every device's memory; see the modules `timeline` and `search`.
+
+mod costs;
+mod plan;
+mod profile;
+mod refusal;
+mod search;
+mod timeline;
+
+pub use plan::{Load, MemoryParts, Partition, Plan, PlanError, Prediction, StagePlan, plan, predict};
+pub use profile::{
+    BadProfile, BlockProfile, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, Growth,
+    HostProfile, LinkProfile, ModelProfile, Node, Options, PeerProfile, Recompute, Room, Storage, Wire,
+};
+pub use refusal::{Refusal, Remedy};
 
 use std::ops::Range;
 

@@ -1,0 +1,63 @@
+//! The planner against the search that leaves nothing out.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy does not see that the helpers are of tests")]
+
+mod common;
+use baton_plan::*;
+use common::*;
+
+fn compare(seed: u64, devices: usize, blocks: usize, replicas: u16) -> (bool, bool) {
+    let mut rng = rng(seed);
+    let (room, model, mut options) = random(&mut rng, devices, blocks);
+    options.max_replicas = replicas;
+    let best = brute(&room, &model, &options);
+    match plan(&room, &model, &options) {
+        Ok(plan) => {
+            let best = best.unwrap_or_else(|| panic!("seed {seed}: a plan where none fits: {plan:#?}"));
+            assert_eq!(
+                plan.prediction.step, best,
+                "seed {seed}, {devices} devices, {blocks} blocks: {plan:#?}"
+            );
+            assert!(plan.proven && plan.prediction.fits());
+            assert_eq!(predict(&room, &model, &options, &plan.partition).unwrap(), plan.prediction);
+            let recomputes =
+                plan.partition.host_recompute || plan.partition.stages.iter().any(|stage| stage.recompute);
+            (true, recomputes && options.recompute == Recompute::WhereNeeded)
+        }
+        Err(PlanError::Refused(_)) => {
+            assert_eq!(best, None, "seed {seed}: refused what fits");
+            (false, false)
+        }
+        Err(error) => panic!("seed {seed}: {error}"),
+    }
+}
+
+#[test]
+fn every_small_room_is_planned_as_well_as_can_be() {
+    let (mut planned, mut tight, mut refused) = (0, 0, 0);
+    for devices in 0..=4 {
+        for blocks in 1..=6 {
+            for round in 0..10 {
+                let seed = 1000 * devices as u64 + 100 * blocks as u64 + round;
+                let (fits, recomputes) = compare(seed, devices, blocks, 1);
+                planned += u32::from(fits);
+                tight += u32::from(recomputes);
+                refused += u32::from(!fits);
+            }
+        }
+    }
+    assert!(
+        planned > 200 && tight > 10 && refused > 10,
+        "{planned} planned, {tight} tight, {refused} refused"
+    );
+}
+
+#[test]
+fn devices_share_stages_as_well_as_can_be() {
+    for devices in 1..=3 {
+        for blocks in 1..=4 {
+            for round in 0..6 {
+                compare(50_000 + 1000 * devices as u64 + 100 * blocks as u64 + round, devices, blocks, 3);
+            }
+        }
+    }
+}
