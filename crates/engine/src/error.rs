@@ -43,6 +43,15 @@ pub enum EngineError {
          column, or a model that writes"
     )]
     NoLabels,
+    /// An encoder whose files end before the pooler.
+    #[error(
+        "this BERT was saved without its pooler (there is no {tensor}), as one for filling in words is: to label texts, \
+         take one that was saved as BertModel or BertForSequenceClassification"
+    )]
+    NoPooler {
+        /// The pooler's name.
+        tensor: String,
+    },
     /// Labels to judge by that the head does not give.
     #[error("the samples to judge by have other labels than those to train on; give both the same")]
     OtherLabels,

@@ -7,8 +7,9 @@ use baton_formats::BlobFiles;
 use baton_formats::DirFiles;
 use baton_formats::dataset::{self, Target, Validation};
 use baton_formats::{
-    ChatTemplate, Dataset, DatasetError, Encoded, Encoding, Example, Files, FilesError, Gguf, Head, Label,
-    MemoryFiles, ModelConfig, TensorIndex, Tokenizer, UrlFiles, WeightsError, read_all,
+    ChatTemplate, Dataset, DatasetError, Encoded, Encoding, EndPart, Example, Files, FilesError, Gguf, Head,
+    Label, MemoryFiles, ModelConfig, TensorIndex, Tokenizer, UrlFiles, WeightsError, block_tensors,
+    end_tensors, read_all,
 };
 use baton_model::{AdamW, LoraSpec, Storage};
 use baton_protocol::run::{Backbone, Settings};
@@ -66,6 +67,17 @@ impl Files for AnyFiles {
             Self::Blob(files) => files.read(name, range).await,
             Self::Url(files) => files.read(name, range).await,
             Self::Memory(files) => files.read(name, range).await,
+        }
+    }
+
+    fn span(&self) -> u64 {
+        match self {
+            #[cfg(not(target_arch = "wasm32"))]
+            Self::Dir(files) => files.span(),
+            #[cfg(target_arch = "wasm32")]
+            Self::Blob(files) => files.span(),
+            Self::Url(files) => files.span(),
+            Self::Memory(files) => files.span(),
         }
     }
 
@@ -143,6 +155,7 @@ impl Model {
             Some(index) => index,
             None => TensorIndex::open_model(&files).await?,
         };
+        check_tensors(&index, &config)?;
         let config_text = String::from_utf8_lossy(&config_bytes).into_owned();
         let mut weight_files: Vec<_> =
             index.files().iter().map(|file| (file.name.clone(), file.size)).collect();
@@ -269,6 +282,17 @@ impl Model {
     }
 }
 
+/// Every frozen tensor must be there: a device that finds one missing is far into a run, and no other has it either.
+fn check_tensors(index: &TensorIndex, config: &ModelConfig) -> Result<(), EngineError> {
+    let ends = end_tensors(config);
+    let pooler = ends.iter().find(|spec| spec.part == EndPart::Pooler);
+    if let Some(spec) = pooler.filter(|spec| index.find(&spec.names).is_none()) {
+        return Err(EngineError::NoPooler { tensor: spec.name().to_owned() });
+    }
+    index.require(&ends)?;
+    (0..config.num_hidden_layers).try_for_each(|block| Ok(index.require(&block_tensors(config, block))?))
+}
+
 /// Where each of `labels` is among `names`, whatever their case; none if one is not there. Numbers mean places by themselves.
 fn places(labels: &[String], names: &[String]) -> Option<Vec<u32>> {
     let place = |label: &String| {
@@ -372,7 +396,7 @@ pub fn adamw(settings: &Settings) -> AdamW {
 #[cfg(not(target_arch = "wasm32"))]
 mod tests {
     use super::*;
-    use baton_formats::{GgufValue, block_tensors, end_tensors, write_gguf};
+    use baton_formats::{GgufValue, write_gguf};
     use futures::executor::block_on;
 
     fn lone(tokens: &[&str]) -> AnyFiles {

@@ -182,6 +182,38 @@ fn text_without_labels_is_refused_by_a_labeller() {
     assert!(outcome.errors[0].contains("labels texts"), "{:?}", outcome.errors);
 }
 
+/// The file without the tensors whose names contain `part`: they go by another name.
+fn without(mut files: MemoryFiles, part: &str) -> MemoryFiles {
+    let mut weights = block_on(baton_formats::read_all(&files, "model.safetensors", 1 << 24)).unwrap();
+    let other = "_".repeat(part.len());
+    let places: Vec<_> =
+        weights.windows(part.len()).enumerate().filter(|(_, at)| *at == part.as_bytes()).collect();
+    let places: Vec<_> = places.into_iter().map(|(place, _)| place).collect();
+    assert!(!places.is_empty(), "there is no {part}");
+    for place in places {
+        weights[place..place + part.len()].copy_from_slice(other.as_bytes());
+    }
+    files.insert("model.safetensors", weights);
+    files
+}
+
+#[test]
+fn a_model_whose_tensors_are_not_all_there_is_refused_when_it_is_chosen() {
+    let open = |files| block_on(Model::open(AnyFiles::Memory(files))).err().map(|error| error.to_string());
+    assert_eq!(open(files("bert")), None);
+    // As BertForMaskedLM is saved.
+    let mut masked = without(files("bert"), "pooler.dense");
+    let config = String::from_utf8(std::fs::read(golden("bert").join("config.json")).unwrap()).unwrap();
+    assert!(config.contains("BertForSequenceClassification"));
+    masked.insert("config.json", config.replace("BertForSequenceClassification", "BertForMaskedLM"));
+    let error = open(masked).unwrap();
+    assert!(error.contains("pooler") && error.contains("BertForSequenceClassification"), "{error}");
+    // RoBERTa's head is trained whole: it has no pooler to miss.
+    assert_eq!(open(files("roberta")), None);
+    let error = open(without(files("llama3"), "layers.1.mlp.up_proj")).unwrap();
+    assert!(error.contains("model.layers.1.mlp.up_proj.weight"), "{error}");
+}
+
 #[test]
 fn a_labeller_of_three_classes_keeps_its_own_head() {
     assert_eq!(config("bert").classifier().unwrap().outputs, 3);

@@ -7,11 +7,11 @@ use crate::source::Model;
 use baton_formats::files::{ChunkSource, FilesSource, Hash};
 use baton_formats::{ChunkCache, Files, FilesError, Manifest, UrlFiles};
 use baton_protocol::PeerId;
-use baton_protocol::message::{FileAnswer, Message};
+use baton_protocol::message::{Assign, FileAnswer, Message};
 use futures::channel::mpsc::UnboundedSender;
 use futures::channel::oneshot;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -135,8 +135,34 @@ impl Files for ModelFiles {
         self.0.files.read(name, range).await
     }
 
+    fn span(&self) -> u64 {
+        self.0.files.span()
+    }
+
     fn weights_file(&self) -> Option<String> {
         self.0.files.weights_file()
+    }
+}
+
+/// What a stage gives away: the pieces of the room's model. Its cache may hold those of other rooms, which are nobody's
+/// business here.
+#[derive(Default)]
+pub(super) struct Offer {
+    /// As it came; all stages of a room have the same.
+    manifest: Vec<u8>,
+    pieces: HashSet<Hash>,
+}
+
+impl Offer {
+    /// Whether a piece is one of the model's that the assignment in force is of.
+    pub(super) fn has(&mut self, assign: Option<&Assign>, piece: &Hash) -> bool {
+        let bytes = assign.map_or(&[][..], |assign| &assign.manifest);
+        if self.manifest != bytes {
+            let files = manifest(bytes).map(|manifest| manifest.files).unwrap_or_default();
+            self.pieces = files.into_iter().flat_map(|file| file.chunks).collect();
+            self.manifest = bytes.to_vec();
+        }
+        self.pieces.contains(piece)
     }
 }
 

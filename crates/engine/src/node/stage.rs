@@ -1,6 +1,6 @@
 //! The loop of a stage.
 
-use super::files::{MOST_QUESTIONS, Questions, StageSource, manifest};
+use super::files::{MOST_QUESTIONS, Offer, Questions, StageSource, manifest};
 use super::{Environment, Input, Inputs, Net};
 use crate::cache::AnyCache;
 use crate::error::EngineError;
@@ -80,6 +80,7 @@ pub async fn run_stage<C: Channel + 'static>(
     // Questions of others, and how many each has open.
     let mut answers: FuturesUnordered<LocalBoxFuture<'_, (PeerId, Message)>> = FuturesUnordered::new();
     let mut asked: BTreeMap<PeerId, usize> = BTreeMap::new();
+    let mut offer = Offer::default();
     loop {
         let mut changed = false;
         loop {
@@ -152,6 +153,10 @@ pub async fn run_stage<C: Channel + 'static>(
                             questions.borrow_mut().answer(from, id, answer);
                         }
                         Arrival::Message { from, message: Message::ChunkRead { id, hash } } => {
+                            if !offer.has(stage.assign(), &hash) {
+                                net.send(from, &Message::File { id, answer: FileAnswer::Absent });
+                                continue;
+                            }
                             let open = asked.entry(from).or_default();
                             if *open >= MOST_QUESTIONS {
                                 let answer = FileAnswer::Error("too many questions at once".into());

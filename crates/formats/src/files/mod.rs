@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::weights::FETCH_LIMIT;
+
 mod address;
 #[cfg(target_arch = "wasm32")]
 mod blob;
@@ -43,6 +45,11 @@ pub trait Files {
     /// The bytes of `range`: exactly as many as it is long, or an error.
     async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError>;
 
+    /// The bytes that are worth asking for at once: what asks holds them all, and every question has its price.
+    fn span(&self) -> u64 {
+        FETCH_LIMIT
+    }
+
     /// The one file of weights, where it has no fixed name: a GGUF file. `None` means Hugging Face's names.
     fn weights_file(&self) -> Option<String> {
         None
@@ -72,6 +79,10 @@ impl<F: Files> Files for &F {
 
     async fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FilesError> {
         (**self).read(name, range).await
+    }
+
+    fn span(&self) -> u64 {
+        (**self).span()
     }
 
     fn weights_file(&self) -> Option<String> {

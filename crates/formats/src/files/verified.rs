@@ -200,8 +200,8 @@ impl<S: ChunkSource, C: ChunkCache> Files for VerifiedFiles<S, C> {
         let size = self.size(name).await?;
         let length = check_range(name, &range, size)?;
         let chunk_size = u64::from(self.manifest.chunk_size);
-        // Not reserved: the size is the host's word, and grows only as chunks come that prove it.
-        let mut bytes = Vec::new();
+        // The size is the host's word: of more than a span, no more is reserved than chunks have come to prove.
+        let mut bytes = Vec::with_capacity(length.min(self.manifest.chunk_size as usize));
         while bytes.len() < length {
             let at = range.start + bytes.len() as u64;
             let outside =
@@ -214,6 +214,11 @@ impl<S: ChunkSource, C: ChunkCache> Files for VerifiedFiles<S, C> {
             bytes.extend_from_slice(part);
         }
         Ok(bytes)
+    }
+
+    /// A chunk: that is what is asked for and checked, and more of them at once would only be held.
+    fn span(&self) -> u64 {
+        self.manifest.chunk_size.into()
     }
 
     fn weights_file(&self) -> Option<String> {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::files::{Files, FilesError};
+use crate::layout::TensorSpec;
 
 mod error;
 pub mod gguf;
@@ -198,6 +199,18 @@ impl TensorIndex {
     /// A tensor that goes by several names (`bert.embeddings…` or `embeddings…`): the first that exists.
     pub fn find(&self, names: &[impl AsRef<str>]) -> Option<&TensorEntry> {
         names.iter().find_map(|name| self.get(name.as_ref()))
+    }
+
+    /// Checks that every tensor of `specs` is there, has its shape, and is of a format that is read; nothing is fetched.
+    ///
+    /// # Errors
+    ///
+    /// The first that is not so, by its name.
+    pub fn require<Part>(&self, specs: &[TensorSpec<Part>]) -> Result<(), WeightsError> {
+        specs.iter().try_for_each(|spec| {
+            let entry = self.find(&spec.names).ok_or_else(|| self.missing(spec.name()))?;
+            entry.check(&spec.file_shape())
+        })
     }
 
     /// The numbers of one tensor in row-major order, in pieces of at most [`PIECE_LIMIT`] bytes of f32.

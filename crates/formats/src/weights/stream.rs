@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::{TensorEntry, Undo, WeightsError, elements};
 use crate::files::{Files, FilesError};
 
-/// The most bytes fetched at once: what a phone holds beside the tensors it keeps.
+/// The most bytes fetched at once, wherever from ([`Files::span`] may be less): what a phone holds beside the tensors it
+/// keeps.
 pub const FETCH_LIMIT: u64 = 8 << 20;
 /// A hole up to this size is fetched along with its neighbours: a request costs more than the bytes do.
 const GAP_LIMIT: u64 = 64 << 10;
@@ -18,7 +19,7 @@ pub type Sink<'a, E> = dyn FnMut(&TensorEntry, &[f32]) -> Result<(), E> + 'a;
 /// Hands the numbers of `entries` to `sink`, tensor by tensor in the order of their places in the files, each in
 /// row-major order and in pieces of at most [`PIECE_LIMIT`] bytes.
 ///
-/// Neighbours are fetched together, at most [`FETCH_LIMIT`] bytes at once, and what lies between them is skipped unless
+/// Neighbours are fetched together, at most [`Files::span`] bytes at once, and what lies between them is skipped unless
 /// it is less than 64 KiB. An empty tensor brings no piece.
 pub(super) async fn stream<E: From<WeightsError>>(
     files: &impl Files,
@@ -29,7 +30,7 @@ pub(super) async fn stream<E: From<WeightsError>>(
     entries.sort_by(|a, b| (&a.file, a.range.start, &a.name).cmp(&(&b.file, b.range.start, &b.name)));
     entries.dedup_by_key(|entry| &entry.name);
     let mut pieces = Pieces { values: Vec::new(), turned: None };
-    for read in plan(&entries)? {
+    for read in plan(&entries, files.span().clamp(1, FETCH_LIMIT))? {
         let bytes = files.read(read.file, read.range.clone()).await.map_err(WeightsError::from)?;
         on_bytes(bytes.len() as u64);
         for part in read.parts {
@@ -61,13 +62,14 @@ struct Part<'a> {
     range: Range<u64>,
 }
 
-/// Covers the tensors, which are sorted by where they are, with as few fetches as the limits allow.
-fn plan<'a>(entries: &[&'a TensorEntry]) -> Result<Vec<Read<'a>>, WeightsError> {
+/// Covers the tensors, which are sorted by where they are, with as few fetches as the limits allow: of `span` bytes, or of
+/// one unit where that is more.
+fn plan<'a>(entries: &[&'a TensorEntry], span: u64) -> Result<Vec<Read<'a>>, WeightsError> {
     let mut reads: Vec<Read<'a>> = Vec::new();
     for entry in entries {
         // Cut from the tensor's own start by a multiple of its unit: no block and no head is torn.
         let unit = unit(entry)?;
-        let step = FETCH_LIMIT / unit * unit;
+        let step = (span / unit).max(1) * unit;
         let mut start = entry.range.start;
         while start < entry.range.end {
             let range = start..entry.range.end.min(start + step);
@@ -79,7 +81,7 @@ fn plan<'a>(entries: &[&'a TensorEntry]) -> Result<Vec<Read<'a>>, WeightsError> 
                     if read.file == entry.file
                         && range.start >= read.range.start
                         && range.start.saturating_sub(read.range.end) <= GAP_LIMIT
-                        && range.end.max(read.range.end) - read.range.start <= FETCH_LIMIT =>
+                        && range.end.max(read.range.end) - read.range.start <= span =>
                 {
                     read.range.end = read.range.end.max(range.end);
                     read.parts.push(part);
