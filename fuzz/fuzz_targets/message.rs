@@ -4,7 +4,7 @@
 
 use baton_fuzz::seed;
 use baton_protocol::codec::{Boundary, Precision};
-use baton_protocol::message::{Assign, BlockBytes, Device, FileAnswer, Message, RoomState};
+use baton_protocol::message::{Assign, BlockBytes, Counts, Device, Fault, FileAnswer, Message, RoomState, Times};
 use baton_protocol::run::{ModelSource, Settings};
 use baton_protocol::{Generation, MicroBatch, PeerId, StageIndex, Step};
 use libfuzzer_sys::fuzz_target;
@@ -43,7 +43,11 @@ fn seeds() -> Vec<Vec<u8>> {
         Message::Room(RoomState::Paused),
         Message::ChunkRead { id: 1, hash: [9; 32] },
         Message::File { id: 1, answer: FileAnswer::Bytes(vec![1; 16]) },
-        Message::Failed { generation, reason: "no memory".into(), diverged: false },
+        Message::StepDone { generation, step, grad_sum_of_squares: 0.5, times: Times::default() },
+        Message::Warmed { blocks: 0..2 },
+        Message::Ask { generation },
+        Message::Status { generation, step, counts: Counts::default() },
+        Message::Failed { generation, reason: "no memory".into(), fault: Fault::Device },
     ]
     .map(|message| message.to_bytes())
     .into()

@@ -1,6 +1,6 @@
 //! What the page asks of its browser: address, storage, clipboard, downloads, wake lock, WebGPU.
 
-use baton_protocol::room::RoomSecret;
+use baton_protocol::{pulse::Pulse, room::RoomSecret};
 use gloo::{
     events::EventListener,
     storage::{LocalStorage, SessionStorage, Storage},
@@ -9,7 +9,10 @@ use gloo::{
 use js_sys::{Array, ArrayBuffer, Function, Promise, Reflect};
 use leptos::prelude::{document, window};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 
@@ -187,6 +190,54 @@ impl WakeLock {
         });
         Self { lock, _listener: listener }
     }
+}
+
+/// Watches what this device has to say of itself while it lives: whether its page is looked at, and its battery.
+pub(crate) struct PulseWatch {
+    _visibility: EventListener,
+    _battery: Rc<RefCell<Vec<EventListener>>>,
+}
+
+/// Tells the pulse as it is now, and whenever it changes.
+pub(crate) fn watch_pulse(tell: impl Fn(Pulse) + 'static) -> PulseWatch {
+    let pulse = Rc::new(Cell::new(Pulse { hidden: document().hidden(), ..Pulse::default() }));
+    tell(pulse.get());
+    let tell: Rc<dyn Fn(Pulse)> = Rc::new(tell);
+    let visibility = {
+        let (pulse, tell) = (Rc::clone(&pulse), Rc::clone(&tell));
+        EventListener::new(&document(), "visibilitychange", move |_| {
+            pulse.set(Pulse { hidden: document().hidden(), ..pulse.get() });
+            tell(pulse.get());
+        })
+    };
+    let listeners = Rc::new(RefCell::new(Vec::new()));
+    let kept = Rc::downgrade(&listeners);
+    spawn_local(async move {
+        // Chromium alone has it.
+        let Some(promise) = call(&window().navigator(), "getBattery", &JsValue::UNDEFINED) else { return };
+        let Ok(battery) = JsFuture::from(promise).await else { return };
+        let Ok(battery) = battery.dyn_into::<web_sys::EventTarget>() else { return };
+        let read = move |battery: &JsValue| {
+            let get = |name: &str| Reflect::get(battery, &name.into()).unwrap_or_default();
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of 1, in percent
+            let percent = get("level").as_f64().map(|level| (level.clamp(0.0, 1.0) * 100.0).round() as u8);
+            pulse.set(Pulse {
+                battery: percent,
+                charging: get("charging").as_bool().unwrap_or(false),
+                ..pulse.get()
+            });
+            tell(pulse.get());
+        };
+        read(&battery);
+        let read = Rc::new(read);
+        if let Some(kept) = kept.upgrade() {
+            for event in ["levelchange", "chargingchange"] {
+                let (read, target) = (Rc::clone(&read), battery.clone());
+                kept.borrow_mut().push(EventListener::new(&battery, event, move |_| read(&target)));
+            }
+        }
+    });
+    PulseWatch { _visibility: visibility, _battery: listeners }
 }
 
 fn call(of: &JsValue, method: &str, argument: &JsValue) -> Option<Promise> {

@@ -2,7 +2,7 @@
 
 use crate::{
     app::{Alert, InsecureNote, Masthead},
-    browser::{self, WakeLock},
+    browser::{self, PulseWatch, WakeLock},
     engine::{Beside, Engine, EngineEvent},
     format,
     storage::StoragePanel,
@@ -48,6 +48,9 @@ impl Stand {
                 DeviceState::Loading { .. } => "loading",
                 DeviceState::Training => "training",
                 DeviceState::Idle => "idle",
+                DeviceState::Standby => "standby",
+                DeviceState::Hidden => "hidden",
+                DeviceState::Silent => "silent",
             },
             Self::Ended { .. } => "ended",
             Self::Left => "left",
@@ -80,6 +83,7 @@ struct Held {
     signal: Option<SignalClient>,
     mesh: Option<Mesh>,
     wake: Option<WakeLock>,
+    pulse: Option<PulseWatch>,
     host_left: bool,
 }
 
@@ -209,6 +213,7 @@ impl Visit {
             | FromWorker::Inspected { .. }
             | FromWorker::Text { .. }
             | FromWorker::Devices { .. }
+            | FromWorker::Left { .. }
             | FromWorker::Checking { .. }
             | FromWorker::Phase { .. }
             | FromWorker::Step { .. }
@@ -234,7 +239,14 @@ impl Visit {
             },
             move |event| visit.on_mesh(host, event),
         );
-        self.with(|held| held.mesh = Some(mesh));
+        let watch = browser::watch_pulse({
+            let mesh = mesh.clone();
+            move |pulse| mesh.set_pulse(pulse)
+        });
+        self.with(|held| {
+            held.mesh = Some(mesh);
+            held.pulse = Some(watch);
+        });
     }
 
     fn on_signal(&self, event: SignalEvent) {
@@ -319,6 +331,9 @@ impl Visit {
         match event {
             MeshEvent::Channel { peer, lane, channel } => {
                 self.say(&ToWorker::Channel { peer, lane }, Beside::Channel(channel));
+            }
+            MeshEvent::Presence { peer, presence } => {
+                self.say(&ToWorker::Presence { peer, presence }, Beside::Nothing);
             }
             MeshEvent::Gone { peer, reason } => {
                 self.say(&ToWorker::PeerGone { peer }, Beside::Nothing);
@@ -408,6 +423,8 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
             DeviceState::Loading { .. } => "Fetching its part of the model",
             DeviceState::Training => "This device is training",
             DeviceState::Idle => "Ready",
+            DeviceState::Standby => "Standing by",
+            DeviceState::Hidden | DeviceState::Silent => "The host is not heard",
         },
         Stand::Ended { error: true, .. } => "That did not work",
         Stand::Ended { .. } => "Thank you",
@@ -423,6 +440,13 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
                 format!("{} of {}", format::bytes(*loaded), format::bytes(*total))
             }
             (DeviceState::Idle, None) => "The run stands still at the moment.".into(),
+            (DeviceState::Standby, _) => {
+                "Its blocks are loaded: this device steps in between two steps, or when another one leaves."
+                    .into()
+            }
+            (DeviceState::Silent, _) => {
+                "What is loaded is kept for it. Is its page open, and on the same Wi-Fi?".into()
+            }
             (state, Some(blocks)) => {
                 let blocks = format::blocks(blocks);
                 let part = match view.model_blocks {

@@ -9,6 +9,7 @@ use baton_engine::host::{HostEngine, Requests};
 use baton_formats::config::ALL_LINEAR;
 use baton_formats::peft::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
 use baton_formats::{Dataset, DirFiles, Projection, dataset};
+use baton_protocol::Step;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::Start;
 use baton_protocol::run::{Backbone, LrSchedule, ModelSource, Settings};
@@ -230,6 +231,7 @@ impl Train {
             source: ModelSource::Host,
             config,
             manifest: Vec::new(),
+            committed: Step(0),
             states,
             head: engine.trains_head(),
         };

@@ -50,7 +50,7 @@ pub async fn train(
         let event = match output {
             Output::Job(job) => match engine.run(job, |_, _| {}).await {
                 Ok(done) => Some(Event::Done(done)),
-                Err(error) => Some(Event::JobFailed { reason: error.in_words() }),
+                Err(error) => Some(Event::JobFailed { reason: error.in_words(), failure: error.failure() }),
             },
             Output::Loaded => Some(Event::Resume),
             Output::Evaluate { done } => (!begin(&mut coordinator, done.0)).then_some(Event::Evaluated),
@@ -67,7 +67,7 @@ pub async fn train(
                     }
                 })
             }
-            Output::Send { .. } | Output::Disconnect { .. } | Output::Changed => None,
+            Output::Send { .. } | Output::Disconnect { .. } | Output::Left { .. } | Output::Changed => None,
         };
         if let Some(event) = event {
             coordinator.handle(event, clock.elapsed());

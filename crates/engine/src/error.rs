@@ -6,6 +6,7 @@ use baton_formats::{
 use baton_model::ModelError;
 use baton_protocol::codec::CodecError;
 use baton_protocol::ids::Step;
+use baton_protocol::stage::Failure;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +65,12 @@ pub enum EngineError {
     /// The model could not compute.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A boundary that came from another device cannot be used.
+    /// A boundary for another device cannot be made.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// A boundary that came from another device cannot be used.
+    #[error("what came from another device cannot be used: {0}")]
+    Boundary(CodecError),
     /// A boundary of another width than the model's.
     #[error("hidden states of shape {found:?} came, and this model's are {hidden} wide")]
     Width {
@@ -144,6 +148,15 @@ impl EngineError {
             Self::Codec(CodecError::NotFinite { .. })
                 | Self::Model(ModelError::StateNotFinite(_) | ModelError::HeadNotFinite)
         )
+    }
+
+    /// What was wrong with the job, for the machine that ordered it.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Boundary(_) | Self::Width { .. } | Self::Length { .. } => Failure::Input,
+            _ if self.is_divergence() => Failure::Diverged,
+            _ => Failure::Engine,
+        }
     }
 
     /// What a person is told of an error that ended a run.

@@ -6,7 +6,7 @@ use crate::error::EngineError;
 use crate::evaluate::Evaluation;
 use crate::node::ModelFiles;
 use crate::source::{Model, Prepared, adamw, storage};
-use crate::stage::{Most, Part, receive, send};
+use crate::stage::{Most, Part, numbers, receive, send};
 use crate::texts::Texts;
 use baton_formats::files::FilesSource;
 use baton_formats::{Files, Manifest, ModelConfig, VerifiedFiles, end_tensors};
@@ -269,7 +269,8 @@ impl HostEngine {
             self.ends = Some(Ends::load(files, index, config, storage, device, &mut on_bytes).await?);
         }
         let own = head_block(config);
-        (self.head, self.part) = (None, None);
+        let kept = self.part.take();
+        self.head = None;
         if config.classifier().is_some() {
             let adamw = adamw(settings);
             // The file's head gives its own classes, in its own order.
@@ -288,8 +289,10 @@ impl HostEngine {
         }
         if !blocks.is_empty() {
             let states: Vec<_> = states.iter().filter(|state| state.block != own).cloned().collect();
+            let kept = kept.map(|part| part.into_blocks().within(numbers(&blocks)));
             let part =
-                Part::load(files, index, config, blocks, settings, &states, device, &mut on_bytes).await?;
+                Part::load(files, index, config, blocks, settings, &states, kept, device, &mut on_bytes)
+                    .await?;
             self.part = Some(part);
         }
         Ok(())

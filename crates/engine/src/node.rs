@@ -14,6 +14,7 @@ pub use stage::{StageCommand, StageEvent, run_stage};
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
 use baton_protocol::message::Message;
+use baton_protocol::pulse::Presence;
 use baton_transport::ports::WasOpen;
 use baton_transport::{Arrival, Channel, PortError, PortId, Ports};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
@@ -65,6 +66,13 @@ pub enum Input<C, T> {
         peer: PeerId,
         /// In words.
         reason: String,
+    },
+    /// A peer stands otherwise than before, as its pulses say or their absence does.
+    Presence {
+        /// Who.
+        peer: PeerId,
+        /// How.
+        presence: Presence,
     },
     /// To be given about twice a second.
     Tick,

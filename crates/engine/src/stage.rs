@@ -2,7 +2,7 @@
 
 use crate::error::EngineError;
 use crate::source::{adamw, lora_spec, storage};
-use baton_formats::{Files, ModelConfig, TensorEntry, TensorIndex, block_tensors};
+use baton_formats::{Files, ModelConfig, TensorEntry, TensorIndex, WeightsError, block_tensors};
 use baton_model::{BlockState, Blocks, Device, Lora, Tensor, Trainer, boundary_to_f32, f32_to_boundary};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::message::{Assign, BlockBytes};
@@ -42,7 +42,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Reads the blocks of `range` and gives them the adapters of `states`, or fresh ones from the seed.
+    /// Reads the blocks of `range` and gives them the adapters of `states`, or fresh ones from the seed. Blocks that are
+    /// in `kept` are not read again; the others of it are let go first.
     ///
     /// # Errors
     ///
@@ -55,12 +56,15 @@ impl Part {
         range: Range<u16>,
         settings: &Settings,
         states: &[BlockBytes],
+        kept: Option<Blocks>,
         device: &Device,
         on_bytes: impl FnMut(u64),
     ) -> Result<Self, EngineError> {
-        let range = usize::from(range.start)..usize::from(range.end);
-        let storage = storage(settings);
-        let blocks = Blocks::load(files, index, config, range.clone(), storage, device, on_bytes).await?;
+        let (range, storage) = (numbers(&range), storage(settings));
+        let blocks = match kept {
+            Some(kept) => kept.reload(files, index, range, storage, device, on_bytes).await?,
+            None => Blocks::load(files, index, config, range, storage, device, on_bytes).await?,
+        };
         Self::with_adapters(blocks, config, settings, states, device)
     }
 
@@ -86,10 +90,15 @@ impl Part {
         })
     }
 
-    /// Bytes of the blocks of `range` in the file.
-    pub fn bytes(index: &TensorIndex, config: &ModelConfig, range: Range<u16>) -> u64 {
-        let tensors = range.flat_map(|block| block_tensors(config, block.into()));
+    /// Bytes of these blocks in the file.
+    pub fn bytes(index: &TensorIndex, config: &ModelConfig, blocks: impl Iterator<Item = u16>) -> u64 {
+        let tensors = blocks.flat_map(|block| block_tensors(config, block.into()));
         tensors.filter_map(|tensor| index.find(&tensor.names)).map(TensorEntry::bytes).sum()
+    }
+
+    /// The frozen blocks, without what was trained.
+    pub fn into_blocks(self) -> Blocks {
+        self.trainer.into_blocks()
     }
 
     /// The training pass of a micro-batch. h: `[batch, time, hidden]`, lengths: tokens of each row, or empty
@@ -152,6 +161,11 @@ impl Part {
     }
 }
 
+/// Block numbers as the model has them.
+pub(crate) fn numbers(range: &Range<u16>) -> Range<usize> {
+    usize::from(range.start)..usize::from(range.end)
+}
+
 /// A boundary that came from another device, checked, on this one: `[batch, time, hidden]`, and the tokens of each row if
 /// they are told.
 ///
@@ -174,8 +188,9 @@ pub fn receive(
         return Err(EngineError::Length { found, most: [most.batch, most.time] });
     }
     let length = |length: &u32| usize::try_from(*length).unwrap_or(usize::MAX);
-    let lengths = boundary.lengths()?.iter().map(length).collect();
-    Ok((f32_to_boundary(boundary.decode()?, shape, device), lengths))
+    let lengths = boundary.lengths().map_err(EngineError::Boundary)?.iter().map(length).collect();
+    let values = boundary.decode().map_err(EngineError::Boundary)?;
+    Ok((f32_to_boundary(values, shape, device), lengths))
 }
 
 /// A boundary for another device. tensor: `[batch, time, hidden]`, lengths: tokens of each row, or empty
@@ -266,31 +281,54 @@ impl StageEngine {
         let device = self.device.clone();
         let config = ModelConfig::parse(assign.config.as_bytes())?;
         let (settings, states) = (&assign.settings, &assign.states);
-        // A new plan often leaves a device its blocks: then only the adapters change.
+        // A new plan often leaves a device most of its blocks: they are not fetched again.
         let kept = self.loaded.take().filter(|old| {
-            old.assign.blocks == assign.blocks
-                && old.assign.source == assign.source
+            old.assign.source == assign.source
                 && old.assign.config == assign.config
                 && old.assign.manifest == assign.manifest
                 && old.assign.settings.backbone == assign.settings.backbone
         });
+        let kept = kept.map(|old| old.part.into_blocks().within(numbers(&assign.blocks)));
+        let missing =
+            |block: &u16| !kept.as_ref().is_some_and(|kept| kept.range().contains(&usize::from(*block)));
+        let missing: Vec<u16> = assign.blocks.clone().filter(missing).collect();
         let part = match kept {
-            Some(old) => {
-                Part::with_adapters(old.part.trainer.into_blocks(), &config, settings, states, &device)?
+            Some(kept) if missing.is_empty() => {
+                Part::with_adapters(kept, &config, settings, states, &device)?
             }
-            None => {
+            kept => {
                 let index = TensorIndex::open_model(files).await?;
-                let total = Part::bytes(&index, &config, assign.blocks.clone());
+                let total = Part::bytes(&index, &config, missing.into_iter());
                 let mut loaded = 0;
                 let on_bytes = |bytes| {
                     loaded += bytes;
                     on_progress(loaded, total);
                 };
                 let blocks = assign.blocks.clone();
-                Part::load(files, &index, &config, blocks, settings, states, &device, on_bytes).await?
+                Part::load(files, &index, &config, blocks, settings, states, kept, &device, on_bytes).await?
             }
         };
         self.loaded = Some(Loaded { assign, part });
         Ok(())
     }
+}
+
+/// Reads the blocks of an assignment that are not in `own` and keeps nothing of them: where the files have a cache, they
+/// are in it then.
+///
+/// # Errors
+///
+/// When the files cannot be read.
+pub async fn fetch(assign: &Assign, own: Range<u16>, files: &impl Files) -> Result<(), EngineError> {
+    let config = ModelConfig::parse(assign.config.as_bytes())?;
+    let index = TensorIndex::open_model(files).await?;
+    for block in assign.blocks.clone().filter(|block| !own.contains(block)) {
+        let tensors = block_tensors(&config, block.into());
+        let wanted: Vec<_> = tensors
+            .iter()
+            .filter_map(|tensor| Some((index.find(&tensor.names)?, tensor.shape.clone())))
+            .collect();
+        index.stream_many_f32(files, &wanted, &mut |_| (), &mut |_, _| Ok::<_, WeightsError>(())).await?;
+    }
+    Ok(())
 }

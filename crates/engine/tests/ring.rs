@@ -9,7 +9,7 @@ use baton_formats::DirFiles;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::RunPhase;
 use baton_protocol::run::Settings;
-use common::{Outcome, adapter_numbers, run_room};
+use common::{Outcome, adapter_numbers, run_room, run_room_with_late};
 use std::path::{Path, PathBuf};
 
 const STEPS: u32 = 3;
@@ -113,6 +113,20 @@ fn a_device_that_leaves_costs_no_step() {
     for (stages, stage) in [(3, 0), (3, 1), (3, 2), (1, 0)] {
         let what = format!("stage {stage} of {stages} left");
         assert_same(&model, &room(stages, Some((stage, 1))), &undisturbed, 1e-5, &what);
+    }
+}
+
+#[test]
+fn a_device_that_joins_late_changes_no_loss_and_keeps_its_neighbours_blocks() {
+    let Some((model, text)) = files() else { return };
+    let settings = Settings { steps: 12, ..settings() };
+    let alone = run_room(dir(&model), ("valid.txt", text.clone()), &settings, 0, None);
+    let joined = run_room_with_late(dir(&model), ("valid.txt", text), &settings, 3, None, Some((2, 2)));
+    assert_eq!((&joined.phase, &joined.errors), (&Some(RunPhase::Finished), &Vec::new()));
+    assert!(joined.stage_blocks.iter().all(Option::is_some), "{:?}", joined.stage_blocks);
+    assert_eq!(joined.losses.len(), 12);
+    for (got, want) in joined.losses.iter().zip(&alone.losses) {
+        assert!((got - want).abs() <= 1e-5 * want, "{got} {want}");
     }
 }
 

@@ -58,6 +58,44 @@ impl Blocks {
         Ok(Self { config: config.clone(), start: range.start, blocks })
     }
 
+    /// Those of them that are in `range`; the memory of the others is free then.
+    #[must_use]
+    pub fn within(mut self, range: Range<usize>) -> Self {
+        let own = self.range();
+        let (start, end) = (range.start.clamp(own.start, own.end), range.end.clamp(own.start, own.end));
+        self.blocks.truncate(end - own.start);
+        self.blocks.drain(..(start - own.start).min(self.blocks.len()));
+        self.start = start;
+        self
+    }
+
+    /// The blocks of `range`, of which those that are here already are not read again, as [`Blocks::load`] has them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Blocks::load`]'s.
+    pub async fn reload(
+        self,
+        files: &impl Files,
+        index: &TensorIndex,
+        range: Range<usize>,
+        storage: Storage,
+        device: &Device,
+        mut on_bytes: impl FnMut(u64),
+    ) -> Result<Self, ModelError> {
+        let config = self.config.clone();
+        let kept = self.within(range.clone());
+        let own = if kept.blocks.is_empty() { range.start..range.start } else { kept.range() };
+        let before = range.start..own.start;
+        let mut blocks =
+            Self::load(files, index, &config, before, storage, device, &mut on_bytes).await?.blocks;
+        blocks.extend(kept.blocks);
+        let after =
+            Self::load(files, index, &config, own.end..range.end, storage, device, &mut on_bytes).await?;
+        blocks.extend(after.blocks);
+        Ok(Self { config, start: range.start, blocks })
+    }
+
     /// Which blocks of the model these are.
     pub fn range(&self) -> Range<usize> {
         self.start..self.start + self.blocks.len()

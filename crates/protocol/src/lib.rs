@@ -9,6 +9,7 @@
 //! * [`message`]: what peers say to each other, versioned;
 //! * [`link`]: messages cut into frames, with credits, over one ordered reliable channel;
 //! * [`schedule`]: one forward, one backward (1F1B);
+//! * [`pulse`]: who is there, while the engines compute;
 //! * [`coordinator`] and [`stage`]: the two machines of a run.
 
 pub mod codec;
@@ -16,6 +17,7 @@ pub mod coordinator;
 pub mod ids;
 pub mod link;
 pub mod message;
+pub mod pulse;
 pub mod room;
 pub mod run;
 pub mod schedule;
@@ -25,4 +27,4 @@ pub mod stage;
 pub use ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
 
 /// The version of everything in this crate that crosses the network; peers of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;

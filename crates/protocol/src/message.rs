@@ -5,6 +5,7 @@ use crate::ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
 use crate::run::{ModelSource, Settings};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::time::Duration;
 
 /// A message between two peers of a room.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +18,14 @@ pub enum Message {
     Heartbeat,
     /// The host gives a stage: a new plan is in force, and what an older one left is dropped.
     Assign(Box<Assign>),
+    /// The host has a device get blocks ready that it may be given later: one without a stage loads them and stands by, a
+    /// stage fetches their files while it goes on. Stage, neighbours and states of the assignment mean nothing yet.
+    Warm(Box<Assign>),
+    /// What [`Message::Warm`] asked for is done, as far as it can be.
+    Warmed {
+        /// Which blocks.
+        blocks: Range<u16>,
+    },
     /// A stage fetches its blocks.
     Progress {
         /// Of the plan.
@@ -62,6 +71,8 @@ pub enum Message {
         step: Step,
         /// The sum of squares of its gradients.
         grad_sum_of_squares: f64,
+        /// How long its passes took.
+        times: Times,
     },
     /// The host orders the optimizer update.
     Apply {
@@ -100,8 +111,8 @@ pub enum Message {
         generation: Generation,
         /// In words.
         reason: String,
-        /// Its numbers are infinite or not a number: another device would only get the same, so the run ends.
-        diverged: bool,
+        /// Whose fault it is, as far as the stage can tell.
+        fault: Fault,
     },
     /// A stage has no connection to a neighbour any more.
     NeighbourLost {
@@ -109,6 +120,20 @@ pub enum Message {
         generation: Generation,
         /// The neighbour.
         peer: PeerId,
+    },
+    /// The host asks how far a stage is: nothing has moved for long.
+    Ask {
+        /// Of the plan.
+        generation: Generation,
+    },
+    /// The answer.
+    Status {
+        /// Of the plan.
+        generation: Generation,
+        /// The step that is open at this stage.
+        step: Step,
+        /// How far it is.
+        counts: Counts,
     },
     /// A peer asks the host or a neighbour for a chunk of the model's files.
     ChunkRead {
@@ -129,6 +154,40 @@ pub enum Message {
         /// In words.
         reason: String,
     },
+}
+
+/// Why a stage cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// Its own engine failed.
+    Device,
+    /// Its numbers are infinite or not a number, of input that was neither: the training diverged, or the device
+    /// miscounts.
+    Diverged,
+    /// What a neighbour sent cannot be what it should be.
+    Input(PeerId),
+}
+
+/// How long the passes of one step took on a stage, the sum over its micro-batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Forward passes.
+    pub forward: Duration,
+    /// Backward passes.
+    pub backward: Duration,
+}
+
+/// How far a stage is within its open step, in micro-batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Hidden states that have arrived.
+    pub forwards_in: u16,
+    /// Forward passes that were begun or are done.
+    pub forwards_out: u16,
+    /// Gradients that have arrived.
+    pub backwards_in: u16,
+    /// Backward passes that were begun or are done.
+    pub backwards_out: u16,
 }
 
 /// A device as it introduces itself.

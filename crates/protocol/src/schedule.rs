@@ -69,6 +69,16 @@ impl Schedule {
         Some(Work::Forward(micro_batch))
     }
 
+    /// Forward and backward passes that were taken.
+    pub fn taken(&self) -> (u16, u16) {
+        (self.forwards, self.backwards)
+    }
+
+    /// The micro-batches whose activations the position may hold at most.
+    pub fn limit(&self) -> u16 {
+        self.limit
+    }
+
     /// Whether every backward pass of the step has been taken.
     pub fn is_flushed(&self) -> bool {
         self.backwards == self.micro_batches

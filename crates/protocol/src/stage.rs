@@ -6,9 +6,11 @@
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::link::Lane;
-use crate::message::{Assign, BlockBytes, Device, Message, RoomState};
+use crate::message::{Assign, BlockBytes, Counts, Device, Fault, Message, RoomState, Times};
+use crate::pulse::Presence;
 use crate::schedule::{Schedule, Work};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 /// How often a side says that it is alive.
@@ -55,11 +57,26 @@ pub enum Event {
     JobFailed {
         /// In words.
         reason: String,
-        /// The numbers that it computed are infinite or not a number.
-        diverged: bool,
+        /// What was wrong.
+        failure: Failure,
     },
+    /// What [`Output::Fetch`] asked for is there, as far as it can be.
+    Fetched,
+    /// The host stands otherwise than before.
+    Presence(Presence),
     /// The owner of this device leaves.
     Leave,
+}
+
+/// What was wrong with a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The engine itself.
+    Engine,
+    /// The numbers that it computed are infinite or not a number.
+    Diverged,
+    /// What it was to work on is not what it should be.
+    Input,
 }
 
 /// What the shell is to do.
@@ -79,6 +96,9 @@ pub enum Output {
     },
     /// Run a job; the next one comes only after this one's [`Event::Done`] or [`Event::JobFailed`].
     Job(Job),
+    /// Fetch the files of these blocks while jobs go on, so that they need not be waited for later; answered by
+    /// [`Event::Fetched`].
+    Fetch(Box<Assign>),
     /// What [`Stage::view`] shows has changed.
     Changed,
 }
@@ -148,10 +168,14 @@ pub enum View {
     Waiting,
     /// Fetches its blocks (bytes of bytes), or waits for its neighbours.
     Loading(u64, u64),
+    /// Has blocks ready, and no stage: it takes over from a device that leaves, or joins in between two steps.
+    Standby,
     /// Takes part.
     Training,
     /// Has its blocks, and the run stands in this state.
     Idle(RoomState),
+    /// The host is not heard; what is loaded is kept for it.
+    HostSilent,
     /// Over; why, in words.
     Ended(String),
 }
@@ -168,16 +192,31 @@ pub struct Stage {
     heard: Duration,
     heartbeat: Duration,
     room: RoomState,
+    host_presence: Presence,
     steps_done: u32,
+    /// Blocks whose files are being fetched beside the work.
+    fetching: Option<Range<u16>>,
 }
 
 #[derive(Debug)]
 enum Phase {
     Greeting,
     Waiting,
-    Loading { assign: Box<Assign>, queued: bool, loaded: bool, progress: (u64, u64) },
+    Loading(Box<Loading>),
+    /// Has the blocks of an assignment that was only to get them ready.
+    Standby(Box<Assign>),
     Working(Box<Working>),
     Ended(String),
+}
+
+#[derive(Debug)]
+struct Loading {
+    assign: Assign,
+    /// Whether it is only to get the blocks ready.
+    spare: bool,
+    queued: bool,
+    loaded: bool,
+    progress: (u64, u64),
 }
 
 /// The job that the engine works on.
@@ -185,6 +224,7 @@ enum Phase {
 struct Running {
     generation: Generation,
     kind: Kind,
+    since: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -206,6 +246,7 @@ struct Working {
     backwards: BTreeMap<MicroBatch, Boundary>,
     infers: VecDeque<(u32, Boundary)>,
     flush: Flush,
+    times: Times,
 }
 
 /// The end of a step.
@@ -227,6 +268,20 @@ impl Working {
             backwards: BTreeMap::new(),
             infers: VecDeque::new(),
             flush: Flush::Accumulating,
+            times: Times::default(),
+        }
+    }
+
+    /// How far the open step is.
+    fn counts(&self) -> Counts {
+        let count = |waiting: usize| u16::try_from(waiting).unwrap_or(u16::MAX);
+        let forwards = self.forwards.keys().filter(|(step, _)| *step == self.step).count();
+        let (forwards_out, backwards_out) = self.schedule.taken();
+        Counts {
+            forwards_in: forwards_out.saturating_add(count(forwards)),
+            forwards_out,
+            backwards_in: backwards_out.saturating_add(count(self.backwards.len())),
+            backwards_out,
         }
     }
 
@@ -289,7 +344,9 @@ impl Stage {
             heard: now,
             heartbeat: now,
             room: RoomState::Paused,
+            host_presence: Presence::Present,
             steps_done: 0,
+            fetching: None,
         }
     }
 
@@ -314,14 +371,23 @@ impl Stage {
             Event::Lost { peer, .. } => self.lost_neighbour(peer),
             Event::Message { from, message } => self.message(from, message, now),
             Event::Progress { loaded, total } => self.progress(loaded, total),
-            Event::Done(done) => self.done(done),
-            Event::JobFailed { reason, diverged } => self.job_failed(reason, diverged),
+            Event::Done(done) => self.done(done, now),
+            Event::JobFailed { reason, failure } => self.job_failed(reason, failure),
+            Event::Fetched => {
+                if let Some(blocks) = self.fetching.take() {
+                    self.send_host(Message::Warmed { blocks });
+                }
+            }
+            Event::Presence(presence) => {
+                self.host_presence = presence;
+                self.outputs.push_back(Output::Changed);
+            }
             Event::Leave => {
                 self.send_host(Message::Goodbye { reason: "its owner left".into() });
                 self.end("You left the room.".into());
             }
         }
-        self.start_job();
+        self.start_job(now);
     }
 
     /// To be called at [`poll_timeout`](Self::poll_timeout) or later.
@@ -352,19 +418,27 @@ impl Stage {
     /// What a person sees.
     pub fn view(&self) -> View {
         match &self.phase {
+            Phase::Ended(reason) => View::Ended(reason.clone()),
+            _ if self.host_presence == Presence::Silent => View::HostSilent,
             Phase::Greeting => View::Greeting,
             Phase::Waiting => View::Waiting,
-            Phase::Loading { progress: (loaded, total), .. } => View::Loading(*loaded, *total),
+            Phase::Loading(loading) => View::Loading(loading.progress.0, loading.progress.1),
+            Phase::Standby(_) => View::Standby,
             Phase::Working(_) if self.room == RoomState::Running => View::Training,
             Phase::Working(_) => View::Idle(self.room),
-            Phase::Ended(reason) => View::Ended(reason.clone()),
         }
     }
 
-    /// The assignment in force.
+    /// The stage that it has.
     pub fn assign(&self) -> Option<&Assign> {
+        self.current().filter(|_| !self.is_standing_by())
+    }
+
+    /// The assignment that it was given last, be it only to get blocks ready.
+    fn current(&self) -> Option<&Assign> {
         match &self.phase {
-            Phase::Loading { assign, .. } => Some(assign),
+            Phase::Loading(loading) => Some(&loading.assign),
+            Phase::Standby(assign) => Some(assign),
             Phase::Working(working) => Some(&working.assign),
             Phase::Greeting | Phase::Waiting | Phase::Ended(_) => None,
         }
@@ -426,7 +500,14 @@ impl Stage {
                 self.phase = Phase::Waiting;
                 self.outputs.push_back(Output::Changed);
             }
-            Message::Assign(assign) => self.assigned(assign),
+            Message::Assign(assign) => self.assigned(*assign),
+            Message::Warm(assign) => self.warmed(assign),
+            Message::Ask { generation } => {
+                if let Some(working) = self.working(generation) {
+                    let (step, counts) = (working.step, working.counts());
+                    self.send_host(Message::Status { generation, step, counts });
+                }
+            }
             Message::Apply { generation, step, lr, scale } => {
                 let announced = |w: &&mut Working| w.step == step && w.flush == Flush::Announced;
                 if let Some(working) = self.working(generation).filter(announced) {
@@ -449,107 +530,168 @@ impl Stage {
         }
     }
 
-    fn assigned(&mut self, mut assign: Box<Assign>) {
+    fn assigned(&mut self, mut assign: Assign) {
         for neighbour in [&mut assign.prev, &mut assign.next] {
             if *neighbour == PeerId::HOST {
                 *neighbour = self.host;
             }
         }
-        if self.assign().is_some_and(|current| current.generation >= assign.generation) {
+        // What was only to get blocks ready is of the plan before the one that gives a stage, or of the same.
+        let standing_by = self.is_standing_by();
+        let is_older = |current: &Assign| {
+            current.generation > assign.generation
+                || (current.generation == assign.generation && !standing_by)
+        };
+        if self.current().is_some_and(is_older) {
             return;
         }
         let generation = assign.generation;
         if let Err(reason) = assign.check() {
-            self.send_host(Message::Failed { generation, reason, diverged: false });
+            self.send_host(Message::Failed { generation, reason, fault: Fault::Device });
             return;
         }
         if assign.next != self.host && !self.links.contains(&assign.next) {
             self.outputs.push_back(Output::Connect { peer: assign.next });
         }
-        self.phase = Phase::Loading { assign, queued: false, loaded: false, progress: (0, 0) };
+        self.load(assign, false);
+    }
+
+    fn load(&mut self, assign: Assign, spare: bool) {
+        self.fetching = None;
+        let loading = Loading { assign, spare, queued: false, loaded: false, progress: (0, 0) };
+        self.phase = Phase::Loading(Box::new(loading));
         self.outputs.push_back(Output::Changed);
     }
 
+    fn is_standing_by(&self) -> bool {
+        match &self.phase {
+            Phase::Loading(loading) => loading.spare,
+            Phase::Standby(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Gets blocks ready for a plan to come.
+    fn warmed(&mut self, assign: Box<Assign>) {
+        if self.current().is_some_and(|current| current.generation > assign.generation) {
+            return;
+        }
+        let generation = assign.generation;
+        if let Err(reason) = assign.check() {
+            self.send_host(Message::Failed { generation, reason, fault: Fault::Device });
+        } else if self.current().is_some_and(|own| own.generation == generation) && !self.is_standing_by() {
+            // A stage of the plan in force goes on meanwhile.
+            self.fetching = Some(assign.blocks.clone());
+            self.outputs.push_back(Output::Fetch(assign));
+        } else {
+            self.load(*assign, true);
+        }
+    }
+
     fn progress(&mut self, loaded: u64, total: u64) {
-        let Phase::Loading { assign, progress, .. } = &mut self.phase else { return };
+        let Phase::Loading(loading) = &mut self.phase else { return };
         // A step of 1 % is enough for a bar.
-        let worth_telling = loaded == total || loaded.saturating_sub(progress.0).saturating_mul(100) >= total;
-        if worth_telling && self.running.as_ref().is_some_and(|job| job.generation == assign.generation) {
-            *progress = (loaded, total);
-            let generation = assign.generation;
+        let worth_telling =
+            loaded == total || loaded.saturating_sub(loading.progress.0).saturating_mul(100) >= total;
+        let generation = loading.assign.generation;
+        if worth_telling && self.running.as_ref().is_some_and(|job| job.generation == generation) {
+            loading.progress = (loaded, total);
             self.send_host(Message::Progress { generation, loaded, total });
             self.outputs.push_back(Output::Changed);
         }
     }
 
     fn ready_if_complete(&mut self) {
-        let Phase::Loading { assign, loaded: true, .. } = &self.phase else { return };
+        let Phase::Loading(loading) = &self.phase else { return };
+        let assign = &loading.assign;
+        if !loading.loaded {
+            return;
+        }
+        if loading.spare {
+            let blocks = assign.blocks.clone();
+            self.phase = Phase::Standby(Box::new(assign.clone()));
+            self.send_host(Message::Warmed { blocks });
+            self.outputs.push_back(Output::Changed);
+            return;
+        }
         if !(self.links.contains(&assign.prev) && self.links.contains(&assign.next)) {
             return;
         }
         let generation = assign.generation;
-        self.phase = Phase::Working(Box::new(Working::new((**assign).clone())));
+        self.phase = Phase::Working(Box::new(Working::new(assign.clone())));
         self.send_host(Message::Ready { generation });
         self.outputs.push_back(Output::Changed);
     }
 
     fn lost_neighbour(&mut self, peer: PeerId) {
         self.links.remove(&peer);
+        if self.is_standing_by() {
+            return;
+        }
         let neighbour = |assign: &Assign| assign.prev == peer || assign.next == peer;
         if let Some(generation) =
-            self.assign().filter(|assign| neighbour(assign)).map(|assign| assign.generation)
+            self.current().filter(|assign| neighbour(assign)).map(|assign| assign.generation)
         {
             self.send_host(Message::NeighbourLost { generation, peer });
         }
     }
 
-    fn start_job(&mut self) {
+    fn start_job(&mut self, now: Duration) {
         if self.running.is_some() {
             return;
         }
         let (generation, next) = match &mut self.phase {
-            Phase::Loading { assign, queued, .. } if !*queued => {
-                *queued = true;
-                (assign.generation, Some((Kind::Load, Job::Load(assign.clone()))))
+            Phase::Loading(loading) if !loading.queued => {
+                loading.queued = true;
+                let assign = Box::new(loading.assign.clone());
+                (assign.generation, Some((Kind::Load, Job::Load(assign))))
             }
             Phase::Working(working) => (working.assign.generation, working.next_job()),
             _ => return,
         };
         if let Some((kind, job)) = next {
-            self.running = Some(Running { generation, kind });
+            self.running = Some(Running { generation, kind, since: now });
             self.outputs.push_back(Output::Job(job));
         }
     }
 
-    fn job_failed(&mut self, reason: String, diverged: bool) {
-        if let Some(Running { generation, .. }) = self.running.take()
-            && self.assign().is_some_and(|assign| assign.generation == generation)
-        {
-            self.phase = Phase::Waiting;
-            self.send_host(Message::Failed { generation, reason, diverged });
-            self.outputs.push_back(Output::Changed);
-        }
+    fn job_failed(&mut self, reason: String, failure: Failure) {
+        let Some(Running { generation, kind, .. }) = self.running.take() else { return };
+        let Some(assign) = self.current().filter(|assign| assign.generation == generation) else { return };
+        let fault = match (failure, kind) {
+            (Failure::Input, Kind::Forward(_) | Kind::Infer(_)) => Fault::Input(assign.prev),
+            (Failure::Input, Kind::Backward(_)) => Fault::Input(assign.next),
+            (Failure::Diverged, _) => Fault::Diverged,
+            (Failure::Engine | Failure::Input, _) => Fault::Device,
+        };
+        self.phase = Phase::Waiting;
+        self.send_host(Message::Failed { generation, reason, fault });
+        self.outputs.push_back(Output::Changed);
     }
 
-    fn done(&mut self, done: Done) {
-        let Some(Running { generation, kind }) = self.running.take() else { return };
-        let host = self.host;
+    fn done(&mut self, done: Done, now: Duration) {
+        let Some(Running { generation, kind, since }) = self.running.take() else { return };
+        let (host, took) = (self.host, now.saturating_sub(since));
         match &mut self.phase {
-            Phase::Loading { assign, loaded, .. } if assign.generation == generation => {
-                *loaded = true;
+            // A load of an assignment before this one leaves this one queued.
+            Phase::Loading(loading) if loading.assign.generation == generation && loading.queued => {
+                loading.loaded = true;
                 self.ready_if_complete();
             }
             Phase::Working(working) if working.assign.generation == generation => {
                 let (step, prev, next) = (working.step, working.assign.prev, working.assign.next);
                 match (kind, done) {
                     (Kind::Forward(micro_batch), Done::Forward(tensor)) => {
+                        working.times.forward = working.times.forward.saturating_add(took);
                         self.send(next, Message::Forward { generation, step, micro_batch, tensor });
                     }
                     (Kind::Backward(micro_batch), Done::Backward(tensor)) => {
+                        working.times.backward = working.times.backward.saturating_add(took);
                         self.send(prev, Message::Backward { generation, step, micro_batch, tensor });
                     }
                     (Kind::GradNorm, Done::GradNorm(grad_sum_of_squares)) => {
-                        self.send(host, Message::StepDone { generation, step, grad_sum_of_squares });
+                        let times = std::mem::take(&mut working.times);
+                        self.send(host, Message::StepDone { generation, step, grad_sum_of_squares, times });
                     }
                     (Kind::Apply, Done::Apply(states)) => {
                         working.step = step.next();

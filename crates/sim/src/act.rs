@@ -31,6 +31,10 @@ pub enum Act {
     Cut(PeerId, PeerId),
     /// The next job that ends at this device fails.
     FailJob(PeerId),
+    /// Every pass that ends at this device from now on fails so.
+    FailPasses(PeerId, stage::Failure),
+    /// The engine of a device never ends the next pass that it begins, and the device says that it is there.
+    Stall(PeerId),
     /// A text is to be written.
     Infer {
         /// Its number.
@@ -51,6 +55,10 @@ pub enum Act {
     SlowDown(PeerId, u32),
     /// Everybody is, as when the lid of the one machine is shut.
     FreezeAll(Duration),
+    /// A device's page is hidden: it says so, and is not frozen yet.
+    Hide(PeerId),
+    /// It is looked at again.
+    Show(PeerId),
     /// A link says again that it is open.
     LinkedAgain,
     /// A message of the past arrives again.

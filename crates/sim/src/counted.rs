@@ -7,7 +7,7 @@ use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{self, Start, StepReport};
 use baton_protocol::message::BlockBytes;
 use baton_protocol::run::{ModelSource, Settings};
-use baton_protocol::stage;
+use baton_protocol::{Step, stage};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -27,7 +27,7 @@ struct Counts {
 
 fn boundary() -> Result<Boundary, JobError> {
     Boundary::encode(&[0.0], [1, 1, 1], Precision::F32)
-        .map_err(|error| JobError::Failed { reason: error.to_string(), diverged: true })
+        .map_err(|error| JobError::Failed { reason: error.to_string(), failure: stage::Failure::Diverged })
 }
 
 impl Counts {
@@ -133,6 +133,7 @@ impl Model for Counted {
             source: ModelSource::Host,
             config: "{}".into(),
             manifest: Vec::new(),
+            committed: Step(0),
             states: Vec::new(),
             head: false,
         }

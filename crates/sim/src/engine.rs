@@ -4,7 +4,7 @@ use crate::violation::Violation;
 use baton_protocol::coordinator::{self, Start, StepReport};
 use baton_protocol::message::BlockBytes;
 use baton_protocol::run::Settings;
-use baton_protocol::stage;
+use baton_protocol::stage::{self, Failure};
 use std::fmt::Debug;
 
 /// Why a job gave nothing.
@@ -15,8 +15,8 @@ pub enum JobError {
     Failed {
         /// In words.
         reason: String,
-        /// Its numbers are infinite or not a number.
-        diverged: bool,
+        /// What was wrong.
+        failure: Failure,
     },
     /// No machine may ever ask for this job at this time: the run is wrong.
     #[error("a job that makes no sense: {0}")]

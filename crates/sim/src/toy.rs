@@ -86,8 +86,10 @@ impl Toy {
 
     fn boundary(&self, rows: &[Vec<f32>]) -> Result<Boundary, JobError> {
         let shape = [rows.len() as u32, 1, self.width];
-        Boundary::encode(&rows.concat(), shape, self.precision)
-            .map_err(|error| JobError::Failed { reason: error.to_string(), diverged: true })
+        Boundary::encode(&rows.concat(), shape, self.precision).map_err(|error| JobError::Failed {
+            reason: error.to_string(),
+            failure: stage::Failure::Diverged,
+        })
     }
 
     fn rows(&self, boundary: &Boundary) -> Result<Vec<Vec<f32>>, JobError> {
@@ -443,6 +445,7 @@ impl Model for ToyModel {
             source: ModelSource::Host,
             config: "{}".into(),
             manifest: Vec::new(),
+            committed: Step(0),
             states: Vec::new(),
             head: self.toy.head,
         }

@@ -2,6 +2,7 @@
 
 mod members;
 mod network;
+mod pulses;
 
 use crate::act::{Act, JobName, Moment};
 use crate::cost::{Costs, DeviceSpec, Heat};
@@ -14,8 +15,9 @@ use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::{self, Coordinator, RunPhase, StepReport};
 use baton_protocol::link::Lane;
 use baton_protocol::message::{Device, Message};
+use baton_protocol::pulse::{Monitor, Pulse};
 use baton_protocol::run::{LrSchedule, Settings};
-use baton_protocol::stage::{self, Stage};
+use baton_protocol::stage::{self, Failure, Stage};
 use baton_protocol::{Generation, PeerId};
 use network::Conn;
 use rand::{Rng, SeedableRng};
@@ -72,7 +74,7 @@ pub struct Scenario {
 /// How long jobs take.
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
-    /// Each up to 20 ms, drawn anew.
+    /// Each up to 10 ms, a pass so much for each block; drawn anew.
     Random,
     /// Forward and backward of a stage take this long, everything else no time.
     Equal(Duration),
@@ -130,6 +132,14 @@ enum Event {
     Progress(PeerId, u64),
     /// Both ends give a connection up.
     Sever(usize),
+    Fetched(PeerId),
+    /// A device's idle thread sends its pulse and looks who is silent.
+    Beat(PeerId),
+    Pulse {
+        from: PeerId,
+        to: PeerId,
+        pulse: Pulse,
+    },
     Act(Act),
 }
 
@@ -140,6 +150,8 @@ struct Node<E> {
     body: Body,
     job: Option<(JobName, Result<stage::Done, JobError>)>,
     fail_next: bool,
+    fail_passes: Option<Failure>,
+    stalls: bool,
 }
 
 /// A device behind a machine.
@@ -201,6 +213,11 @@ pub struct World<M: Model = ToyModel> {
     pub pauses: Vec<String>,
     /// What devices that are gone last told their owners.
     pub endings: BTreeMap<PeerId, String>,
+    /// Devices that the host was told are gone, and why.
+    pub left: Vec<(String, String)>,
+    monitors: BTreeMap<PeerId, Monitor>,
+    /// Devices whose pages are hidden.
+    hidden: BTreeSet<PeerId>,
     violation: Option<Violation>,
     judging: bool,
     /// From when and until when.
@@ -271,6 +288,9 @@ impl<M: Model> World<M> {
             judged: Vec::new(),
             pauses: Vec::new(),
             endings: BTreeMap::new(),
+            left: Vec::new(),
+            monitors: BTreeMap::new(),
+            hidden: BTreeSet::new(),
             violation: None,
             judging: false,
             frozen: BTreeMap::new(),
@@ -292,6 +312,7 @@ impl<M: Model> World<M> {
             room,
         };
         world.rearm(HOST);
+        world.watch(HOST);
         for _ in 0..world.room.peers {
             world.act(Act::Join);
         }
@@ -496,7 +517,10 @@ impl<M: Model> World<M> {
             Event::Attach { conn, side } | Event::Frame { conn, side, .. } | Event::Broken { conn, side } => {
                 Some(self.seen_from(*conn, *side)[0])
             }
-            Event::Done(who, _) | Event::Progress(who, _) => Some(*who),
+            Event::Done(who, _) | Event::Progress(who, _) | Event::Fetched(who) | Event::Beat(who) => {
+                Some(*who)
+            }
+            Event::Pulse { to, .. } => Some(*to),
             Event::Act(act) => act.is_of_the_host().then_some(HOST),
             Event::Sever(_) => None,
         };
@@ -520,6 +544,9 @@ impl<M: Model> World<M> {
                 self.host(coordinator::Event::Progress { loaded, total: 100 });
             }
             Event::Progress(who, loaded) => self.stage(who, stage::Event::Progress { loaded, total: 100 }),
+            Event::Fetched(who) => self.stage(who, stage::Event::Fetched),
+            Event::Beat(who) => self.beat(who),
+            Event::Pulse { from, to, pulse } => self.pulse(from, to, pulse),
             Event::Act(act) => self.act(act),
         }
     }
@@ -561,6 +588,16 @@ impl<M: Model> World<M> {
                     node.fail_next = true;
                 }
             }
+            Act::FailPasses(peer, failure) => {
+                if let Some(node) = self.nodes.get_mut(&peer) {
+                    node.fail_passes = Some(failure);
+                }
+            }
+            Act::Stall(peer) => {
+                if let Some(node) = self.nodes.get_mut(&peer) {
+                    node.stalls = true;
+                }
+            }
             Act::Infer { request, want } => {
                 self.texts.insert(request, want);
                 self.host_engine.ask(request, want);
@@ -584,6 +621,8 @@ impl<M: Model> World<M> {
             Act::Lag(peer, millis) => self.fabric.lag(peer, Duration::from_millis(millis.into())),
             Act::SlowDown(peer, factor) => self.slow_down(peer, factor),
             Act::FreezeAll(time) => self.now += time,
+            Act::Hide(peer) => self.show(peer, true),
+            Act::Show(peer) => self.show(peer, false),
             Act::LinkedAgain => {
                 if let Some(conn) = self.random_index(self.conns.len()) {
                     let side = self.rng.random_range(0..2);

@@ -11,6 +11,7 @@ pub use baton_formats::dataset::{
 };
 pub use baton_formats::metrics::{Classification, Correlation};
 
+use baton_protocol::pulse::Presence;
 use baton_protocol::run::Backbone;
 use baton_protocol::{PeerId, Step, link::Lane, run::Settings};
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,13 @@ pub enum ToWorker {
     PeerGone {
         /// Who.
         peer: PeerId,
+    },
+    /// A peer stands otherwise than before, as its pulses say or their absence does.
+    Presence {
+        /// Who.
+        peer: PeerId,
+        /// How.
+        presence: Presence,
     },
     /// Reads a model's `config.json`, tokenizer and header; answered by [`FromWorker::Model`] or an error.
     SetModel {
@@ -150,6 +158,13 @@ pub enum FromWorker {
     Connect {
         /// To whom.
         peer: PeerId,
+    },
+    /// A device is out of the room, or out of the plan until it is heard again.
+    Left {
+        /// What its owner calls it.
+        device: String,
+        /// Why, in words that follow the name.
+        reason: String,
     },
     /// Asks the page to close what it has to a peer.
     Disconnect {
@@ -382,6 +397,12 @@ pub enum DeviceState {
     Training,
     /// Has its blocks, and the run stands still.
     Idle,
+    /// Has blocks ready, and takes over from a device that leaves or joins in between two steps.
+    Standby,
+    /// Its page is hidden or its screen locked; the others go on without it.
+    Hidden,
+    /// Not heard; the others go on without it.
+    Silent,
 }
 
 /// The phases of a run.

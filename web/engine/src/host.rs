@@ -11,6 +11,7 @@ use baton_formats::{BlobFiles, ModelConfig, UrlFiles, layout};
 use baton_model::{Device, end_bytes, frozen_bytes};
 use baton_protocol::coordinator::{DeviceView, RunPhase};
 use baton_protocol::message::Device as Introduction;
+use baton_protocol::pulse::Presence;
 use baton_protocol::run::{Backbone, ModelSource};
 use baton_web_api as api;
 use baton_web_api::{DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker};
@@ -68,6 +69,7 @@ pub(crate) fn command(
         | ToWorker::Join { .. }
         | ToWorker::Channel { .. }
         | ToWorker::PeerGone { .. }
+        | ToWorker::Presence { .. }
         | ToWorker::CacheUsage
         | ToWorker::ClearCache => {
             return Ok(());
@@ -224,10 +226,13 @@ fn tell(own: &Introduction, event: HostEvent) {
                 blocks: blocks.map(pair),
                 state: state(loading.filter(|_| in_run), in_run),
             };
-            let row = |DeviceView { peer, device, blocks, loading }: DeviceView| {
-                let state = match &device {
-                    None => DeviceState::Connecting,
-                    Some(_) => state(loading, blocks.is_some()),
+            let row = |DeviceView { peer, device, blocks, loading, presence, standby }: DeviceView| {
+                let state = match (&device, presence) {
+                    (_, Presence::Hidden) => DeviceState::Hidden,
+                    (_, Presence::Silent) => DeviceState::Silent,
+                    (None, Presence::Present) => DeviceState::Connecting,
+                    (Some(_), Presence::Present) if standby.is_some() => DeviceState::Standby,
+                    (Some(_), Presence::Present) => state(loading, blocks.is_some()),
                 };
                 let (name, backend) = device.map_or_else(
                     || (format!("Device {peer}"), String::new()),
@@ -275,6 +280,7 @@ fn tell(own: &Introduction, event: HostEvent) {
             let name = format!("baton-adapter-step-{step}.zip");
             post(&FromWorker::Adapter { name, step }, Some(&zip));
         }
+        HostEvent::Left { device, reason } => post(&FromWorker::Left { device, reason }, None),
         HostEvent::Disconnect { peer } => post(&FromWorker::Disconnect { peer }, None),
         HostEvent::Error { about, message } => {
             let about = match about {

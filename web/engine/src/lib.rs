@@ -123,6 +123,11 @@ fn receive(device: &Device, backend: &str, role: &RefCell<Role>, data: &JsValue)
                 Role::Stage(inputs) => feed(inputs, Input::Gone { peer, reason }),
             }
         }
+        ToWorker::Presence { peer, presence } => match &*role.borrow() {
+            Role::Unknown => {}
+            Role::Host(inputs) => feed(inputs, Input::Presence { peer, presence }),
+            Role::Stage(inputs) => feed(inputs, Input::Presence { peer, presence }),
+        },
         message => {
             if let Role::Host(inputs) = &*role.borrow() {
                 host::command(inputs, message, &beside)?;

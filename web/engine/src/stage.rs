@@ -48,6 +48,8 @@ fn tell(event: StageEvent) {
                 View::Loading(loaded, total) => DeviceState::Loading { loaded, total },
                 View::Training => DeviceState::Training,
                 View::Idle(_) => DeviceState::Idle,
+                View::Standby => DeviceState::Standby,
+                View::HostSilent => DeviceState::Silent,
             };
             let blocks = blocks.map(|blocks| (blocks.start, blocks.end));
             let model_blocks = model_blocks.and_then(|blocks| u16::try_from(blocks).ok());

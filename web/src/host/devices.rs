@@ -13,7 +13,7 @@ use qrcode::{EcLevel, QrCode, render::svg};
 use wasm_bindgen_futures::spawn_local;
 
 /// What becomes of a device that joins while a run is on.
-const LATE: &str = "A device that joins during a run waits and steps in when another one leaves; it takes part from the next run on.";
+const LATE: &str = "A device that joins during a run gets its part ready and steps in between two steps, or when another one leaves.";
 
 /// A state as tests and styles know it.
 pub(crate) fn state_name(state: &DeviceState) -> &'static str {
@@ -23,6 +23,9 @@ pub(crate) fn state_name(state: &DeviceState) -> &'static str {
         DeviceState::Loading { .. } => "loading",
         DeviceState::Training => "training",
         DeviceState::Idle => "idle",
+        DeviceState::Standby => "standby",
+        DeviceState::Hidden => "hidden",
+        DeviceState::Silent => "silent",
     }
 }
 
@@ -36,6 +39,9 @@ pub(crate) fn state_words(state: &DeviceState) -> String {
         }
         DeviceState::Training => "training".into(),
         DeviceState::Idle => "ready".into(),
+        DeviceState::Standby => "standing by".into(),
+        DeviceState::Hidden => "hidden: its page is not looked at".into(),
+        DeviceState::Silent => "not heard".into(),
     }
 }
 

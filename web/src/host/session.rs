@@ -1,7 +1,7 @@
 //! Everything a host's page knows and does: signals for the view, and the engine, room and connections behind them.
 
 use crate::{
-    browser::{self, WakeLock},
+    browser::{self, PulseWatch, WakeLock},
     engine::{Beside, Engine, EngineEvent},
     form::Form,
 };
@@ -142,6 +142,8 @@ struct Held {
     signal: Option<SignalClient>,
     /// The last is the current one; connections of an older one outlive a lost socket.
     meshes: Vec<(PeerId, Mesh)>,
+    /// What this device says of itself, one for each of the meshes.
+    pulses: Vec<PulseWatch>,
     waiting: Vec<PeerId>,
     text: Option<TextChoice>,
     text_request: u32,
@@ -557,6 +559,9 @@ impl Session {
                     mesh.connect(peer, Lane::Bulk);
                 }
             }
+            FromWorker::Left { device, reason } => {
+                self.errors.peer.set(Some(format!("{device} is out: {reason}. The others go on.")));
+            }
             FromWorker::Disconnect { peer } => {
                 for mesh in self.meshes() {
                     mesh.close(peer);
@@ -714,10 +719,15 @@ impl Session {
                     },
                     move |event| session.on_mesh(event),
                 );
+                let pulse = browser::watch_pulse({
+                    let mesh = mesh.clone();
+                    move |pulse| mesh.set_pulse(pulse)
+                });
                 // Who stayed connected while the socket was away is met already.
                 let older = self.meshes();
                 self.with(|held| {
                     held.meshes.push((me, mesh));
+                    held.pulses.push(pulse);
                     held.waiting.clear();
                 });
                 for peer in peers.into_iter().filter(|peer| !older.iter().any(|mesh| mesh.has(*peer))) {
@@ -792,6 +802,7 @@ impl Session {
             MeshEvent::Channel { peer, lane, channel } => {
                 self.post(&ToWorker::Channel { peer, lane }, Beside::Channel(channel));
             }
+            MeshEvent::Presence { peer, presence } => self.say(&ToWorker::Presence { peer, presence }),
             MeshEvent::Gone { peer, reason } => {
                 self.say(&ToWorker::PeerGone { peer });
                 if reason != Gone::Left {

@@ -19,6 +19,7 @@ use baton_protocol::coordinator::{
 use baton_protocol::ids::Step;
 use baton_protocol::message::{Device as Introduction, FileAnswer, Message};
 use baton_protocol::run::{ModelSource, Settings};
+use baton_protocol::stage::Failure;
 use baton_transport::{Arrival, Channel};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::LocalBoxFuture;
@@ -180,6 +181,13 @@ pub enum HostEvent {
         zip: Vec<u8>,
         /// Complete steps in it.
         step: Step,
+    },
+    /// A device is out of the room, or out of the plan until it is heard again.
+    Left {
+        /// What its owner calls it.
+        device: String,
+        /// Why, in words that follow the name.
+        reason: String,
     },
     /// Every connection to a peer is to be closed.
     Disconnect {
@@ -363,6 +371,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     }
                 }
                 Output::Inferred { request, done } => self.inferred(request, done),
+                Output::Left { device, reason } => (self.tell)(HostEvent::Left { device, reason }),
                 Output::Changed => changed = true,
             }
         }
@@ -376,7 +385,8 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
 
     fn job(&mut self, job: baton_protocol::coordinator::Job) {
         let Some(mut engine) = self.engine.take() else {
-            return self.handle(Event::JobFailed { reason: "the engine is busy".into() });
+            let reason = "the engine is busy".into();
+            return self.handle(Event::JobFailed { reason, failure: Failure::Engine });
         };
         let (environment, inputs, number) = (self.environment.clone(), self.inputs.clone(), self.engines);
         let run = async move {
@@ -397,7 +407,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         }
         self.handle(match done {
             Ok(done) => Event::Done(done),
-            Err(error) => Event::JobFailed { reason: error.in_words() },
+            Err(error) => Event::JobFailed { reason: error.in_words(), failure: error.failure() },
         });
     }
 
@@ -449,6 +459,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             Input::Writable { id } => self.net.writable(id),
             Input::Closed { id } => self.net.closed(id),
             Input::Gone { peer, reason } => self.net.gone(peer, reason),
+            Input::Presence { peer, presence } => self.handle(Event::Presence { peer, presence }),
             Input::Tick => {
                 self.net.tick();
                 let now = self.environment.now();
@@ -665,7 +676,8 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         self.run_model = Some((model, base, run_config));
         self.settings = settings.clone();
         let states = Vec::new();
-        let start = Start { settings, blocks, source, config, manifest: bytes, states, head };
+        let start =
+            Start { settings, blocks, source, config, manifest: bytes, committed: Step(0), states, head };
         self.handle(Event::Start(Box::new(start)));
         Ok(())
     }

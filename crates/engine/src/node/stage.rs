@@ -4,15 +4,15 @@ use super::files::{MOST_QUESTIONS, Offer, Questions, StageSource, manifest};
 use super::{Environment, Input, Inputs, Net};
 use crate::cache::AnyCache;
 use crate::error::EngineError;
-use crate::stage::StageEngine;
+use crate::stage::{StageEngine, fetch};
 use baton_formats::files::FilesSource;
 use baton_formats::{ChunkCache, FilesError, ModelConfig, UrlFiles, VerifiedFiles};
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
-use baton_protocol::message::{Device as Introduction, FileAnswer, Message};
+use baton_protocol::message::{Assign, Device as Introduction, FileAnswer, Message};
 use baton_protocol::run::ModelSource;
-use baton_protocol::stage::{Done, Event, Job, Output, Stage, View};
+use baton_protocol::stage::{Done, Event, Failure, Job, Output, Stage, View};
 use baton_transport::{Arrival, Channel};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::LocalBoxFuture;
@@ -77,6 +77,7 @@ pub async fn run_stage<C: Channel + 'static>(
     let mut engine = Some(StageEngine::new(device));
     let mut jobs: FuturesUnordered<LocalBoxFuture<'_, Finished>> = FuturesUnordered::new();
     let questions = Rc::new(RefCell::new(Questions::default()));
+    let mut fetches: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
     // Questions of others, and how many each has open.
     let mut answers: FuturesUnordered<LocalBoxFuture<'_, (PeerId, Message)>> = FuturesUnordered::new();
     let mut asked: BTreeMap<PeerId, usize> = BTreeMap::new();
@@ -115,10 +116,24 @@ pub async fn run_stage<C: Channel + 'static>(
                         );
                     }
                     None => stage.handle(
-                        Event::JobFailed { reason: "the engine is busy".into(), diverged: false },
+                        Event::JobFailed { reason: "the engine is busy".into(), failure: Failure::Engine },
                         environment.now(),
                     ),
                 },
+                Output::Fetch(assign) => {
+                    let own = stage.assign().map_or(0..0, |own| own.blocks.clone());
+                    let files = files(&assign, host, &embedded, &cache, &inputs, &questions);
+                    let worth = !matches!(cache, AnyCache::None);
+                    fetches.push(
+                        async move {
+                            // Best effort: what is not there then is fetched when it is loaded.
+                            if let (Ok(files), true) = (files, worth) {
+                                let _ = fetch(&assign, own, &files).await;
+                            }
+                        }
+                        .boxed_local(),
+                    );
+                }
             }
         }
         let view = stage.view();
@@ -180,6 +195,10 @@ pub async fn run_stage<C: Channel + 'static>(
                 Input::Writable { id } => net.writable(id),
                 Input::Closed { id } => net.closed(id),
                 Input::Gone { peer, reason } => net.gone(peer, reason),
+                Input::Presence { peer, presence } if peer == host => {
+                    stage.handle(Event::Presence(presence), now());
+                }
+                Input::Presence { .. } => {}
                 Input::Tick => {
                     net.tick();
                     questions.borrow_mut().tick(host);
@@ -191,6 +210,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 Input::Progress(loaded, total) => stage.handle(Event::Progress { loaded, total }, now()),
                 Input::Ask(peer, message) => net.send(peer, &message),
             },
+            () = fetches.select_next_some() => stage.handle(Event::Fetched, now()),
             (peer, answer) = answers.select_next_some() => {
                 if let Some(open) = asked.get_mut(&peer) {
                     *open = open.saturating_sub(1);
@@ -201,7 +221,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 engine = Some(back);
                 stage.handle(match done {
                     Ok(done) => Event::Done(done),
-                    Err(error) => Event::JobFailed { reason: error.to_string(), diverged: error.is_divergence() },
+                    Err(error) => Event::JobFailed { reason: error.to_string(), failure: error.failure() },
                 }, now());
             }
         }
@@ -219,26 +239,34 @@ fn open<C>(
     questions: &Rc<RefCell<Questions>>,
 ) -> Option<Result<StageFiles<C>, EngineError>> {
     let Job::Load(assign) = job else { return None };
-    let files = || {
-        let manifest = manifest(&assign.manifest)?;
-        let peer =
-            |peer: PeerId| StageSource::Peer { peer, inputs: inputs.clone(), questions: questions.clone() };
-        let url = |address: &str| {
-            let files = UrlFiles::new(address)?;
-            Ok::<_, FilesError>(StageSource::Url(Box::new(FilesSource::new(files, &manifest))))
-        };
-        // The host stands at both ends of the ring under a number of its own.
-        let neighbours =
-            [assign.prev, assign.next].into_iter().filter(|id| *id != PeerId::HOST && *id != host);
-        let mut sources = match &assign.source {
-            ModelSource::Embedded => vec![url(embedded)?],
-            ModelSource::Url(_) | ModelSource::Host => neighbours.map(peer).collect(),
-        };
-        sources.push(peer(host));
-        if let ModelSource::Url(address) = &assign.source {
-            sources.push(url(address)?);
-        }
-        Ok(VerifiedFiles::new(manifest.clone(), sources, cache.clone())?)
+    Some(files(assign, host, embedded, cache, inputs, questions))
+}
+
+/// The files that an assignment names.
+fn files<C>(
+    assign: &Assign,
+    host: PeerId,
+    embedded: &str,
+    cache: &AnyCache,
+    inputs: &Inputs<C, StageCommand>,
+    questions: &Rc<RefCell<Questions>>,
+) -> Result<StageFiles<C>, EngineError> {
+    let manifest = manifest(&assign.manifest)?;
+    let peer =
+        |peer: PeerId| StageSource::Peer { peer, inputs: inputs.clone(), questions: questions.clone() };
+    let url = |address: &str| {
+        let files = UrlFiles::new(address)?;
+        Ok::<_, FilesError>(StageSource::Url(Box::new(FilesSource::new(files, &manifest))))
     };
-    Some(files())
+    // The host stands at both ends of the ring under a number of its own.
+    let neighbours = [assign.prev, assign.next].into_iter().filter(|id| *id != PeerId::HOST && *id != host);
+    let mut sources = match &assign.source {
+        ModelSource::Embedded => vec![url(embedded)?],
+        ModelSource::Url(_) | ModelSource::Host => neighbours.map(peer).collect(),
+    };
+    sources.push(peer(host));
+    if let ModelSource::Url(address) = &assign.source {
+        sources.push(url(address)?);
+    }
+    Ok(VerifiedFiles::new(manifest.clone(), sources, cache.clone())?)
 }

@@ -85,6 +85,18 @@ pub(crate) fn run_room(
     stages: usize,
     lose: Option<(usize, usize)>,
 ) -> Outcome {
+    run_room_with_late(files, text, settings, stages, lose, None)
+}
+
+/// [`run_room`], with a stage that joins only after so many steps.
+pub(crate) fn run_room_with_late(
+    files: AnyFiles,
+    text: (&str, Vec<u8>),
+    settings: &Settings,
+    stages: usize,
+    lose: Option<(usize, usize)>,
+    late: Option<(usize, usize)>,
+) -> Outcome {
     let environment = AtOnce;
     let outcome = Rc::new(RefCell::new(Outcome { stage_blocks: vec![None; stages], ..Outcome::default() }));
     let mut pool = LocalPool::new();
@@ -95,8 +107,10 @@ pub(crate) fn run_room(
         peers.iter().map(|(inputs, _)| inputs.clone()).collect();
     let number = |index: usize| PeerId(u32::try_from(index).unwrap() + 2);
     for (index, (inputs, queue)) in peers.into_iter().enumerate() {
-        connect((HOST, &host), (number(index), &inputs), Lane::Control);
-        connect((HOST, &host), (number(index), &inputs), Lane::Bulk);
+        if late.is_none_or(|(late, _)| late != index) {
+            connect((HOST, &host), (number(index), &inputs), Lane::Control);
+            connect((HOST, &host), (number(index), &inputs), Lane::Bulk);
+        }
         let everybody = peer_inputs.clone();
         let own = inputs.clone();
         let outcome = outcome.clone();
@@ -126,11 +140,12 @@ pub(crate) fn run_room(
         let outcome = outcome.clone();
         let host = host.clone();
         let settings = settings.clone();
-        let (mut chosen, mut here, mut started) = (false, stages == 0, false);
+        let at_first = stages - usize::from(late.is_some());
+        let (mut chosen, mut here, mut started) = (false, at_first == 0, false);
         move |event| {
             chosen |= matches!(event, HostEvent::Text { .. });
             if let HostEvent::Changed { devices, .. } = &event {
-                here |= devices.iter().filter(|device| device.device.is_some()).count() == stages;
+                here |= devices.iter().filter(|device| device.device.is_some()).count() == at_first;
             }
             if chosen && here && !std::mem::replace(&mut started, chosen && here) {
                 let start = HostCommand::Start(Box::new(settings.clone()));
@@ -154,6 +169,12 @@ pub(crate) fn run_room(
                 }
                 HostEvent::Committed { report, .. } => {
                     outcome.borrow_mut().losses.push(report.loss);
+                    if let Some((stage, after)) = late
+                        && outcome.borrow().losses.len() == after
+                    {
+                        connect((HOST, &host), (number(stage), &peer_inputs[stage]), Lane::Control);
+                        connect((HOST, &host), (number(stage), &peer_inputs[stage]), Lane::Bulk);
+                    }
                     if let Some((stage, after)) = lose
                         && outcome.borrow().losses.len() == after
                     {
@@ -163,7 +184,7 @@ pub(crate) fn run_room(
                 HostEvent::Sample { text, .. } => outcome.borrow_mut().samples.push(text),
                 HostEvent::Adapter { zip, .. } => outcome.borrow_mut().zip = zip,
                 HostEvent::Error { message, .. } => outcome.borrow_mut().errors.push(message),
-                HostEvent::Generated { .. } | HostEvent::Disconnect { .. } => {}
+                HostEvent::Generated { .. } | HostEvent::Disconnect { .. } | HostEvent::Left { .. } => {}
             }
         }
     };

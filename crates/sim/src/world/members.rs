@@ -9,7 +9,7 @@ use crate::violation::Violation;
 use baton_protocol::coordinator::{self, RunPhase, StepReport};
 use baton_protocol::link::Lane;
 use baton_protocol::message::{BlockBytes, Device, Message};
-use baton_protocol::stage::{self, Stage, View};
+use baton_protocol::stage::{self, Failure, Stage, View};
 use baton_protocol::{MicroBatch, PeerId};
 use rand::Rng;
 use std::ops::Range;
@@ -38,6 +38,9 @@ impl<M: Model> World<M> {
     }
 
     pub(super) fn lost(&mut self, who: PeerId, peer: PeerId, reason: &str) {
+        if let Some(monitor) = self.monitors.get_mut(&who) {
+            monitor.forget(peer);
+        }
         let reason = reason.to_string();
         if who == HOST {
             self.host(coordinator::Event::Lost { peer, reason });
@@ -48,6 +51,11 @@ impl<M: Model> World<M> {
 
     pub(super) fn linked(&mut self, conn: usize, side: usize) {
         let ([me, peer], lane) = (self.seen_from(conn, side), self.conns[conn].lane);
+        if lane == Lane::Control
+            && let Some(monitor) = self.monitors.get_mut(&me)
+        {
+            monitor.watch(peer, self.now);
+        }
         if me == HOST {
             self.host(coordinator::Event::Linked { peer, lane });
         } else {
@@ -85,6 +93,7 @@ impl<M: Model> World<M> {
                         self.failed_texts.push(request);
                     }
                 }
+                Output::Left { device, reason } => self.left.push((device, reason)),
                 Output::Changed => {}
             }
         }
@@ -139,6 +148,8 @@ impl<M: Model> World<M> {
                 Output::Send { to, message } => self.send(who, to, &message),
                 Output::Connect { peer } => self.connect(who, peer),
                 Output::Job(job) => self.stage_job(who, job),
+                // There are no files here: only the time that it takes to fetch them.
+                Output::Fetch(_) => self.schedule_within(1, Event::Fetched(who)),
                 Output::Changed => {}
             }
         }
@@ -148,6 +159,7 @@ impl<M: Model> World<M> {
             others.into_iter().for_each(|other| self.close(who, other));
             self.nodes.remove(&who);
             self.gone(who);
+            self.monitors.remove(&who);
         }
         self.rearm(who);
     }
@@ -190,8 +202,11 @@ impl<M: Model> World<M> {
     fn begin(&mut self, who: PeerId, name: JobName, slice: Option<MicroBatch>) {
         let time = match self.room.pace {
             Pace::Random => {
-                let time = Duration::from_micros(self.rng.random_range(0..20_000));
-                time * self.body(who).map_or(1, |body| body.slow)
+                let assign = self.nodes.get(&who).and_then(|node| node.stage.assign());
+                let blocks = assign.filter(|_| name.is_pass()).map_or(1, |assign| assign.blocks.len().max(1));
+                let block = Duration::from_micros(self.rng.random_range(0..10_000));
+                let slow = self.body(who).map_or(1, |body| body.slow);
+                block * slow * u32::try_from(blocks).unwrap_or(u32::MAX)
             }
             Pace::Equal(time) if who != HOST && name.is_pass() => time,
             Pace::Equal(_) => Duration::ZERO,
@@ -208,7 +223,9 @@ impl<M: Model> World<M> {
         if name == JobName::Load {
             self.schedule(self.now + time / 2, Event::Progress(who, 50));
         }
-        self.schedule(self.now + time, Event::Done(who, sequence));
+        if !(name.is_pass() && self.nodes.get(&who).is_some_and(|node| node.stalls)) {
+            self.schedule(self.now + time, Event::Done(who, sequence));
+        }
         self.moment(who, name, false);
     }
 
@@ -257,14 +274,21 @@ impl<M: Model> World<M> {
             trace.add(who, doing, since..now);
         }
 
-        let broke = |diverged| JobError::Failed { reason: "the toy broke".into(), diverged };
+        let broke = || JobError::Failed { reason: "the toy broke".into(), failure: Failure::Engine };
+        let failure = |error: &JobError| match error {
+            JobError::Failed { failure, .. } => *failure,
+            JobError::Nonsense(_) => Failure::Engine,
+        };
         if who == HOST {
             let Some((name, done)) = self.host_job.take() else { return };
             self.moment(HOST, name, true);
             let fails = std::mem::take(&mut self.host_fails_next);
-            self.host(match if fails { Err(broke(false)) } else { done } {
+            self.host(match if fails { Err(broke()) } else { done } {
                 Ok(done) => coordinator::Event::Done(done),
-                Err(error) => coordinator::Event::JobFailed { reason: error.to_string() },
+                Err(error) => {
+                    let failure = failure(&error);
+                    coordinator::Event::JobFailed { reason: error.to_string(), failure }
+                }
             });
             return;
         }
@@ -272,11 +296,15 @@ impl<M: Model> World<M> {
         self.moment(who, name, true);
         let Some(node) = self.nodes.get_mut(&who) else { return };
         let fails = std::mem::take(&mut node.fail_next);
-        let event = match if fails { Err(broke(false)) } else { done } {
+        let done = match node.fail_passes.filter(|_| name.is_pass()) {
+            Some(failure) => Err(JobError::Failed { reason: "the toy was made to fail".into(), failure }),
+            None => done,
+        };
+        let event = match if fails { Err(broke()) } else { done } {
             Ok(done) => stage::Event::Done(done),
             Err(error) => {
-                let diverged = matches!(error, JobError::Failed { diverged: true, .. });
-                stage::Event::JobFailed { reason: error.to_string(), diverged }
+                let failure = failure(&error);
+                stage::Event::JobFailed { reason: error.to_string(), failure }
             }
         };
         self.stage(who, event);
@@ -299,9 +327,12 @@ impl<M: Model> World<M> {
             body: Body::new(spec),
             job: None,
             fail_next: false,
+            fail_passes: None,
+            stalls: false,
         };
         self.nodes.insert(id, node);
         self.rearm(id);
+        self.watch(id);
         self.open(HOST, id, Lane::Control);
         self.open(HOST, id, Lane::Bulk);
     }
@@ -313,6 +344,7 @@ impl<M: Model> World<M> {
             trace.add(peer, doing, since..self.now);
         }
         self.gone(peer);
+        self.monitors.remove(&peer);
         self.rearm(peer);
         for conn in 0..self.conns.len() {
             if self.conns[conn].is_of(peer) {

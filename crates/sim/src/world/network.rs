@@ -94,6 +94,18 @@ impl<M: Model> World<M> {
         self.newest.get(&(a.min(b), a.max(b), lane)).copied()
     }
 
+    /// How long a small message takes over a channel that does not repeat what is lost, if it arrives.
+    pub(super) fn delay(&self, conn: usize, from: PeerId, to: PeerId) -> Option<Duration> {
+        let conn = &self.conns[conn];
+        let reaches = conn.alive && !conn.closed && self.fabric.heals(from, to, self.now).is_none();
+        let side = usize::from(conn.members[1] == to);
+        let delay = match self.room.network {
+            Network::Drawn(_) => conn.ends[side].delay,
+            Network::Modelled(_) => self.fabric.wire(from, to).latency,
+        };
+        reaches.then(|| delay + self.fabric.hindrance(from, to, self.now))
+    }
+
     pub(super) fn is_open(&self, conn: usize, side: usize) -> bool {
         self.conns[conn].alive && self.conns[conn].ends[side].link.is_open()
     }

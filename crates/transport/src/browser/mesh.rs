@@ -7,22 +7,28 @@ use super::{
 use baton_protocol::{
     PeerId,
     link::Lane,
+    pulse::{self, Monitor, PULSE, Presence, Pulse},
     room::{RoomSecret, Sealer},
     signal::IceServer,
 };
-use gloo::{events::EventListener, timers::callback::Timeout};
+use gloo::{
+    events::EventListener,
+    timers::callback::{Interval, Timeout},
+};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     fmt,
     rc::{Rc, Weak},
+    time::Duration,
 };
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 use web_sys::{
-    RtcConfiguration, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit, RtcIceCandidateInit,
-    RtcIceServer, RtcOfferOptions, RtcPeerConnection, RtcPeerConnectionIceEvent, RtcPeerConnectionState,
-    RtcSdpType, RtcSessionDescriptionInit,
+    MessageEvent, RtcConfiguration, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit,
+    RtcDataChannelState, RtcDataChannelType, RtcIceCandidateInit, RtcIceServer, RtcOfferOptions,
+    RtcPeerConnection, RtcPeerConnectionIceEvent, RtcPeerConnectionState, RtcSdpType,
+    RtcSessionDescriptionInit,
 };
 
 /// Until the first answer: a page that was hidden after it joined answers when it is looked at again.
@@ -33,6 +39,8 @@ const CONNECT_MS: u32 = 15_000;
 const MAX_EARLY: usize = 64;
 /// A room has far fewer members.
 const MAX_CONNECTIONS: usize = 256;
+/// The channel for pulses, on the connection that carries the control lane.
+const PULSE_CHANNEL: &str = "pulse";
 
 /// Who this end is.
 #[derive(Debug)]
@@ -58,6 +66,13 @@ pub enum MeshEvent {
         lane: Lane,
         /// The channel, not open yet.
         channel: RtcDataChannel,
+    },
+    /// A peer stands otherwise than before, as its pulses say or their absence does.
+    Presence {
+        /// Who.
+        peer: PeerId,
+        /// How.
+        presence: Presence,
     },
     /// All connections to a peer are closed, for good.
     Gone {
@@ -111,6 +126,10 @@ struct Inner {
     connections: RefCell<BTreeMap<(PeerId, Lane), Rc<Connection>>>,
     attempts: Cell<u32>,
     refused: Cell<u32>,
+    monitor: RefCell<Monitor>,
+    /// What this device says of itself.
+    own: Cell<Pulse>,
+    beat: RefCell<Option<Interval>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,6 +152,13 @@ struct Connection {
     renewed: Cell<bool>,
     deadline: RefCell<Option<Timeout>>,
     listeners: RefCell<Vec<EventListener>>,
+    pulses: RefCell<Option<Pulses>>,
+}
+
+/// The channel for pulses, which stays on this thread.
+struct Pulses {
+    channel: RtcDataChannel,
+    _listeners: [EventListener; 2],
 }
 
 impl Connection {
@@ -145,6 +171,7 @@ impl Connection {
     fn close(&self) {
         drop(self.listeners.take());
         drop(self.deadline.take());
+        drop(self.pulses.take());
         self.pc.close();
     }
 }
@@ -162,7 +189,7 @@ impl Mesh {
         send: impl Fn(PeerId, String) + 'static,
         on_event: impl Fn(MeshEvent) + 'static,
     ) -> Self {
-        Self(Rc::new(Inner {
+        let inner = Rc::new(Inner {
             me: config.me,
             host: config.host,
             sealer: config.secret.sealer(),
@@ -172,7 +199,33 @@ impl Mesh {
             connections: RefCell::default(),
             attempts: Cell::new(0),
             refused: Cell::new(0),
-        }))
+            monitor: RefCell::new(Monitor::new(now())),
+            own: Cell::default(),
+            beat: RefCell::default(),
+        });
+        let weak = Rc::downgrade(&inner);
+        let every = u32::try_from(PULSE.as_millis()).unwrap_or(u32::MAX);
+        let beat = Interval::new(every, move || {
+            if let Some(inner) = weak.upgrade() {
+                inner.monitor.borrow_mut().handle_timeout(now());
+                inner.monitored();
+            }
+        });
+        inner.beat.replace(Some(beat));
+        Self(inner)
+    }
+
+    /// What this device says of itself in its pulses; the others hear of a change at once.
+    pub fn set_pulse(&self, pulse: Pulse) {
+        if self.0.own.replace(pulse) != pulse {
+            self.0.monitor.borrow_mut().tell();
+            self.0.monitored();
+        }
+    }
+
+    /// What a peer said last of itself.
+    pub fn pulse(&self, peer: PeerId) -> Option<Pulse> {
+        self.0.monitor.borrow().last(peer)
     }
 
     /// Offers a connection. One that there is already is replaced, unless it is still being made by our offer: who asks
@@ -192,6 +245,14 @@ impl Mesh {
         init.set_ordered(true);
         let channel = connection.pc.create_data_channel_with_data_channel_dict(lane_name(lane), &init);
         (inner.on_event)(MeshEvent::Channel { peer, lane, channel });
+        if lane == Lane::Control {
+            let init = RtcDataChannelInit::new();
+            // A pulse that is late says less than the next one.
+            init.set_ordered(false);
+            init.set_max_retransmits(0);
+            let channel = connection.pc.create_data_channel_with_data_channel_dict(PULSE_CHANNEL, &init);
+            inner.listen_to_pulses(&connection, channel);
+        }
         inner.offer(&connection, false);
     }
 
@@ -240,6 +301,12 @@ impl Mesh {
     }
 }
 
+/// Time since the page was opened.
+fn now() -> Duration {
+    let performance = web_sys::window().and_then(|window| window.performance());
+    Duration::from_secs_f64(performance.map_or(0.0, |performance| performance.now().max(0.0) / 1000.0))
+}
+
 fn lane_name(lane: Lane) -> &'static str {
     match lane {
         Lane::Control => "control",
@@ -266,6 +333,7 @@ impl Inner {
         let mut connections = self.connections.borrow_mut();
         let removed = [connections.remove(&(peer, Lane::Control)), connections.remove(&(peer, Lane::Bulk))];
         drop(connections);
+        self.monitor.borrow_mut().forget(peer);
         removed.iter().flatten().for_each(|connection| connection.close());
         removed.iter().any(Option::is_some)
     }
@@ -317,6 +385,7 @@ impl Inner {
             renewed: Cell::new(false),
             deadline: RefCell::default(),
             listeners: RefCell::default(),
+            pulses: RefCell::default(),
         });
         let listeners = vec![
             self.listen(&connection, "icecandidate", |inner, connection, event| {
@@ -328,10 +397,13 @@ impl Inner {
                 inner.changed(connection);
             }),
             self.listen(&connection, "datachannel", |inner, connection, event| {
-                // One channel a connection, and only from the side that offered.
+                // One channel a connection, and one for pulses, and only from the side that offered.
                 let Some(event) = event.dyn_ref::<RtcDataChannelEvent>() else { return };
                 let (peer, lane, channel) = (connection.peer, connection.lane, event.channel());
-                if connection.side == Side::Answerer && channel.label() == lane_name(lane) {
+                let pulses = lane == Lane::Control && channel.label() == PULSE_CHANNEL;
+                if connection.side == Side::Answerer && pulses {
+                    inner.listen_to_pulses(connection, channel);
+                } else if connection.side == Side::Answerer && channel.label() == lane_name(lane) {
                     (inner.on_event)(MeshEvent::Channel { peer, lane, channel });
                 } else {
                     channel.close();
@@ -361,6 +433,67 @@ impl Inner {
         let configuration = RtcConfiguration::new();
         configuration.set_ice_servers(&servers);
         configuration
+    }
+
+    fn listen_to_pulses(self: &Rc<Self>, connection: &Rc<Connection>, channel: RtcDataChannel) {
+        channel.set_binary_type(RtcDataChannelType::Arraybuffer);
+        let on = |kind: &'static str, handle: fn(&Rc<Self>, PeerId, &web_sys::Event)| {
+            let (inner, peer) = (Rc::downgrade(self), connection.peer);
+            EventListener::new(&channel, kind, move |event| {
+                if let Some(inner) = inner.upgrade() {
+                    handle(&inner, peer, event);
+                }
+            })
+        };
+        let listeners = [
+            on("open", |inner, peer, _| inner.watch(peer)),
+            on("message", |inner, peer, event| {
+                let data = event.dyn_ref::<MessageEvent>().map(MessageEvent::data);
+                let bytes = data.and_then(|data| data.dyn_into::<js_sys::ArrayBuffer>().ok());
+                if let Some(bytes) = bytes {
+                    let bytes = js_sys::Uint8Array::new(&bytes).to_vec();
+                    inner.monitor.borrow_mut().receive(peer, &bytes, now());
+                    inner.monitored();
+                }
+            }),
+        ];
+        let is_open = channel.ready_state() == RtcDataChannelState::Open;
+        connection.pulses.replace(Some(Pulses { channel, _listeners: listeners }));
+        // Its event may have been before there was anybody to hear it.
+        if is_open {
+            self.watch(connection.peer);
+        }
+    }
+
+    fn watch(&self, peer: PeerId) {
+        self.monitor.borrow_mut().watch(peer, now());
+        self.monitored();
+    }
+
+    /// Does what the monitor wants done.
+    fn monitored(&self) {
+        loop {
+            let output = self.monitor.borrow_mut().poll();
+            match output {
+                Some(pulse::Output::Pulse) => {
+                    let bytes = self.own.get().to_bytes();
+                    for connection in self.connections.borrow().values() {
+                        let pulses = connection.pulses.borrow();
+                        let channel = pulses.as_ref().map(|pulses| &pulses.channel);
+                        if let Some(channel) =
+                            channel.filter(|channel| channel.ready_state() == RtcDataChannelState::Open)
+                        {
+                            // One that cannot be sent is missed as any other that gets lost.
+                            channel.send_with_u8_array(&bytes).ok();
+                        }
+                    }
+                }
+                Some(pulse::Output::Presence { peer, presence }) => {
+                    (self.on_event)(MeshEvent::Presence { peer, presence });
+                }
+                None => break,
+            }
+        }
     }
 
     /// Weak on both sides: a connection owns its listeners.

@@ -1,0 +1,311 @@
+//! Plans: the best one for who is there, the nearest one when somebody leaves, and the way from one to the next.
+//!
+//! A device that leaves is replaced at once, by a spare or by its neighbours, and all other devices keep their blocks:
+//! the room goes on within a second. What that costs in balance is made up for later, between two steps, when every
+//! device has ready what is new to it, and only if it is worth it.
+
+use super::state::{Intent, OpenStep, Plan, Shape, Warm};
+use super::{Coordinator, Drive, Output, RoomState};
+use crate::ids::{Generation, PeerId, StageIndex, Step};
+use crate::message::{Assign, Message};
+use baton_plan::even_split;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// A plan is left for another one only if that is faster by this much...
+const WORTH: f64 = 0.85;
+/// ... and at least so many steps are left to be made with it.
+const STEPS_LEFT: u32 = 2;
+
+impl Coordinator {
+    /// The best plan for the devices that are there, whatever the one in force.
+    pub(super) fn design(&self) -> Shape {
+        let Some(run) = &self.run else { return Shape { host: 0..0, stages: Vec::new() } };
+        let usable = self.usable();
+        let rested = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.rests_until <= self.now);
+        let mut chosen: Vec<PeerId> = usable.iter().copied().filter(rested).collect();
+        if chosen.is_empty() {
+            chosen = usable;
+        }
+        // Who has a stage keeps its place in the ring.
+        chosen.sort_by_key(|id| run.plan.position(*id).unwrap_or(usize::MAX));
+        let split = even_split(run.start.blocks, chosen.len());
+        let host = if split.is_empty() { 0..run.start.blocks } else { 0..0 };
+        Shape { host, stages: chosen.into_iter().zip(split).collect() }
+    }
+
+    /// The plan nearest to the one in force without the devices that are not there any more.
+    fn mended(&self) -> Shape {
+        let Some(run) = &self.run else { return self.design() };
+        let usable = self.usable();
+        let old = &run.plan.shape;
+        if !old.stages.iter().any(|(id, _)| usable.contains(id)) {
+            return self.design();
+        }
+        let mut spares: Vec<PeerId> =
+            usable.iter().copied().filter(|id| old.position(*id).is_none()).collect();
+        let mut stages: Vec<(Option<PeerId>, Range<u16>)> = old
+            .stages
+            .iter()
+            .map(|(id, blocks)| (usable.contains(id).then_some(*id), blocks.clone()))
+            .collect();
+        for (owner, blocks) in stages.iter_mut().filter(|(owner, _)| owner.is_none()) {
+            let fitness = |id: &PeerId| {
+                let peer = self.peers.get(id);
+                let ready = peer.is_some_and(|peer| peer.has_ready(blocks));
+                let rested = peer.is_some_and(|peer| peer.rests_until <= self.now);
+                // The first of equals.
+                (ready, rested, std::cmp::Reverse(*id))
+            };
+            let best = (0..spares.len()).max_by_key(|&index| fitness(&spares[index]));
+            *owner = best.map(|index| spares.swap_remove(index));
+        }
+        Shape { host: old.host.clone(), stages: close_gaps(stages) }
+    }
+
+    /// The plan in force has lost a device or a connection.
+    pub(super) fn mend(&mut self) {
+        match &mut self.run {
+            Some(run) if run.end.is_some() => run.broken = true,
+            Some(_) => {
+                let shape = self.mended();
+                self.put(shape);
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn mend_for_texts(&mut self) {
+        let Some(run) = &self.run else { return };
+        let wanted = !(run.infer_front.is_empty() && run.inferring.is_empty());
+        if run.broken && wanted {
+            let shape = self.mended();
+            self.put(shape);
+        }
+    }
+
+    /// How long the slowest stage of a plan takes for a micro-batch, in the time of an average device for a block.
+    fn bottleneck(&self, shape: &Shape) -> f64 {
+        let known: Vec<f64> = self.peers.values().filter_map(|peer| peer.pace).collect();
+        let average = known.iter().sum::<f64>() / known.len().max(1) as f64;
+        let pace = |id: &PeerId| {
+            let pace = self.peers.get(id).and_then(|peer| peer.pace);
+            pace.filter(|_| average > 0.0).map_or(1.0, |pace| pace / average)
+        };
+        let stage = |(id, blocks): &(PeerId, Range<u16>)| blocks.len() as f64 * pace(id);
+        shape.stages.iter().map(stage).fold(shape.host.len() as f64, f64::max)
+    }
+
+    /// Looks for a better plan than the one in force, and has everybody get ready for it; keeps spares ready.
+    pub(super) fn consider(&mut self) {
+        let wanted = self.design();
+        let Some(run) = self.run.as_ref().filter(|run| run.is_live() && run.deserted.is_none()) else {
+            return;
+        };
+        let usable = self.usable();
+        if run.intent.is_none() {
+            let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
+            let better = self.bottleneck(&wanted) < WORTH * self.bottleneck(&run.plan.shape);
+            if !wanted.stages.is_empty() && wanted != run.plan.shape && better && steps_left > STEPS_LEFT {
+                self.intend(wanted);
+            }
+        }
+        for id in usable {
+            self.keep_ready(id);
+        }
+    }
+
+    /// Decides on a plan to come.
+    fn intend(&mut self, shape: Shape) {
+        let Some(run) = &mut self.run else { return };
+        let is_new = |(id, blocks): &&(PeerId, Range<u16>)| {
+            let has = |own: &Range<u16>| own.start <= blocks.start && blocks.end <= own.end;
+            !run.plan.shape.blocks_of(*id).is_some_and(has)
+                && !self.peers.get(id).is_some_and(|peer| peer.has_ready(blocks))
+        };
+        let waiting: BTreeSet<PeerId> = shape.stages.iter().filter(is_new).map(|(id, _)| *id).collect();
+        run.intent = Some(Intent { shape, waiting });
+    }
+
+    /// Tells a device which blocks to have ready, if it does not know yet.
+    fn keep_ready(&mut self, id: PeerId) {
+        let Some(run) = &self.run else { return };
+        let intended = run.intent.as_ref().filter(|intent| intent.waiting.contains(&id));
+        let blocks = match intended.and_then(|intent| intent.shape.blocks_of(id)) {
+            Some(blocks) => blocks.clone(),
+            None if run.plan.position(id).is_some() || run.plan.stages().is_empty() => return,
+            None => match run.intent.as_ref().and_then(|intent| intent.shape.blocks_of(id)) {
+                Some(blocks) => blocks.clone(),
+                None => self.riskiest_stage(),
+            },
+        };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.warm.as_ref().is_some_and(|warm| warm.blocks == blocks) {
+            return;
+        }
+        peer.warm = Some(Warm { blocks: blocks.clone(), done: false });
+        (peer.progress, peer.stirred) = ((0, 0), self.now);
+        if let Some(assign) = self.assign(blocks) {
+            self.send(id, Message::Warm(Box::new(assign)));
+        }
+    }
+
+    /// The blocks that a spare stands by for: those of the device that dropped out most often, and among equals of the
+    /// one with the most blocks, which take the longest to load.
+    fn riskiest_stage(&self) -> Range<u16> {
+        let Some(run) = &self.run else { return 0..0 };
+        let strikes = |id: &PeerId| self.peers.get(id).map_or(0, |peer| peer.strikes);
+        let risk = |(id, blocks): &&(PeerId, Range<u16>)| (strikes(id), blocks.len(), std::cmp::Reverse(*id));
+        run.plan.stages().iter().max_by_key(risk).map_or(0..run.start.blocks, |(_, blocks)| blocks.clone())
+    }
+
+    /// A device has ready what it was told to.
+    pub(super) fn warmed(&mut self, from: PeerId, blocks: &Range<u16>) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let Some(warm) = peer.warm.as_mut().filter(|warm| warm.blocks == *blocks) else { return };
+        warm.done = true;
+        self.outputs.push_back(Output::Changed);
+        if let Some(intent) = self.run.as_mut().and_then(|run| run.intent.as_mut())
+            && intent.shape.blocks_of(from) == Some(blocks)
+        {
+            intent.waiting.remove(&from);
+        }
+    }
+
+    /// Puts the better plan in force that everybody is ready for, if no step is under way.
+    pub(super) fn move_if_ripe(&mut self) {
+        let Some(run) = &self.run else { return };
+        if run.is_live() && run.is_about_to_move() && run.is_between_steps() && self.is_loaded(run) {
+            let intent = self.run.as_mut().and_then(|run| run.intent.take());
+            if let Some(intent) = intent {
+                self.put(intent.shape);
+            }
+        }
+    }
+
+    /// An assignment of blocks to nobody in particular.
+    fn assign(&self, blocks: Range<u16>) -> Option<Assign> {
+        let run = self.run.as_ref()?;
+        Some(Assign {
+            generation: self.generation,
+            stage: StageIndex(0),
+            stages: 1,
+            blocks,
+            // The host is known to a stage by the number under which it joined; PeerId::HOST stands for it here.
+            prev: PeerId::HOST,
+            next: PeerId::HOST,
+            prev_trains: false,
+            step: run.committed,
+            settings: run.start.settings.clone(),
+            source: run.start.source.clone(),
+            config: run.start.config.clone(),
+            manifest: run.start.manifest.clone(),
+            states: Vec::new(),
+        })
+    }
+
+    /// Puts a plan in force, from what was committed last.
+    pub(super) fn put(&mut self, shape: Shape) {
+        self.generation = Generation(self.generation.0 + 1);
+        let (generation, now) = (self.generation, self.now);
+        let Some(run) = &mut self.run else { return };
+        run.plan = Plan { generation, shape, head: run.start.head };
+        run.intent = None;
+        run.open = OpenStep::new(run.committed, &run.plan, &run.start.settings);
+        // A judgement that was due after a step that is undone comes again with it; one that was asked for goes on.
+        run.judging &= run.closing.take().is_none();
+        (run.host_loaded, run.broken) = (false, false);
+        run.infer_front.extend(std::mem::take(&mut run.infer_head).into_iter().map(|(request, _)| request));
+        run.infer_front.extend(std::mem::take(&mut run.inferring));
+        run.stir(now);
+        self.host_progress = (0, 0);
+        let stages = run.plan.stages().to_vec();
+        let host_trains = run.plan.host_trains();
+        let id_at = |index: usize| stages.get(index).map(|(id, _)| *id);
+        for (index, (id, blocks)) in stages.iter().enumerate() {
+            let Some(mut assign) = self.assign(blocks.clone()) else { return };
+            let prev = index.checked_sub(1).and_then(id_at);
+            assign.stage = StageIndex(u16::try_from(index).unwrap_or(u16::MAX));
+            assign.stages = u16::try_from(stages.len()).unwrap_or(u16::MAX);
+            assign.prev = prev.unwrap_or(PeerId::HOST);
+            assign.next = id_at(index + 1).unwrap_or(PeerId::HOST);
+            assign.prev_trains = prev.is_some() || host_trains;
+            let states = self.run.iter().flat_map(|run| run.states.range(blocks.clone()));
+            assign.states = states.map(|(_, state)| state.clone()).collect();
+            if let Some(peer) = self.peers.get_mut(id) {
+                (peer.progress, peer.stirred, peer.warm) = ((0, 0), now, None);
+            }
+            self.send(*id, Message::Assign(Box::new(assign)));
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+
+    pub(super) fn loaded_if_complete(&mut self) {
+        let Some(run) = self.run.as_ref().filter(|run| run.is_live() && self.is_loaded(run)) else {
+            return;
+        };
+        let now = self.now;
+        let ask = run.judging && run.committed == Step(0) && run.closing.is_none() && !run.asked_before;
+        match run.drive {
+            _ if run.deserted.is_some() => self.broadcast(RoomState::Paused),
+            Drive::Held if !run.judging => self.outputs.push_back(Output::Loaded),
+            Drive::Held => {}
+            Drive::Go => self.broadcast(RoomState::Running),
+            Drive::Paused => self.broadcast(RoomState::Paused),
+        }
+        if let Some(run) = &mut self.run {
+            run.stir(now);
+            if ask {
+                run.asked_before = true;
+                self.outputs.push_back(Output::Evaluate { done: Step(0) });
+            }
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+}
+
+/// Gives the blocks of stages without an owner to the stages beside them, so that these end up as even as they can.
+fn close_gaps(stages: Vec<(Option<PeerId>, Range<u16>)>) -> Vec<(PeerId, Range<u16>)> {
+    let mut closed: Vec<(PeerId, Range<u16>)> = Vec::with_capacity(stages.len());
+    let mut gap: Option<Range<u16>> = None;
+    for (owner, blocks) in stages {
+        let Some(owner) = owner else {
+            gap = Some(gap.map_or(blocks.clone(), |gap| gap.start..blocks.end));
+            continue;
+        };
+        let mut own = blocks;
+        if let Some(gap) = gap.take() {
+            match closed.last_mut() {
+                Some((_, before)) => {
+                    let whole = before.start..own.end;
+                    let wanted = before.start + (whole.end - whole.start) / 2;
+                    let middle = wanted.clamp(gap.start, gap.end);
+                    (before.end, own.start) = (middle, middle);
+                }
+                None => own.start = gap.start,
+            }
+        }
+        closed.push((owner, own));
+    }
+    if let (Some(gap), Some((_, last))) = (gap, closed.last_mut()) {
+        last.end = gap.end;
+    }
+    closed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_closed_by_who_is_beside_them_as_evenly_as_can_be() {
+        let (a, b, c) = (PeerId(1), PeerId(2), PeerId(3));
+        let close = |stages: &[(Option<PeerId>, Range<u16>)]| close_gaps(stages.to_vec());
+        assert_eq!(close(&[(Some(a), 0..4), (None, 4..8), (Some(c), 8..12)]), [(a, 0..6), (c, 6..12)]);
+        assert_eq!(close(&[(Some(a), 0..6), (None, 6..8), (Some(c), 8..9)]), [(a, 0..6), (c, 6..9)]);
+        assert_eq!(close(&[(None, 0..2), (None, 2..4), (Some(c), 4..5)]), [(c, 0..5)]);
+        assert_eq!(close(&[(Some(a), 0..1), (None, 1..2), (None, 2..7)]), [(a, 0..7)]);
+        let stages = [(Some(a), 0..2), (None, 2..3), (Some(b), 3..5), (None, 5..9), (Some(c), 9..11)];
+        assert_eq!(close(&stages), [(a, 0..2), (b, 2..6), (c, 6..11)]);
+    }
+}

@@ -1,0 +1,353 @@
+//! What the coordinator remembers: its peers, the plan in force, the step that is open and the one that closes.
+
+use super::{Job, Start, StepReport};
+use crate::codec::Boundary;
+use crate::ids::{Generation, MicroBatch, PeerId, Step};
+use crate::message::{BlockBytes, Counts, Device};
+use crate::pulse::Presence;
+use crate::run::Settings;
+use crate::schedule::Schedule;
+use crate::stage::MAX_INFERS;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+/// How long a device that dropped out of a plan is only a spare, the first time; twice as long each time after.
+const REST: Duration = Duration::from_secs(5);
+/// The longest of these rests.
+const LONGEST_REST: Duration = Duration::from_secs(300);
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) control: bool,
+    pub(super) bulk: bool,
+    pub(super) device: Option<Device>,
+    pub(super) presence: Presence,
+    /// Its numbers are in doubt, and the step is made without it to find out.
+    pub(super) suspended: bool,
+    pub(super) heard: Duration,
+    /// When it last got on with its loading.
+    pub(super) stirred: Duration,
+    pub(super) progress: (u64, u64),
+    pub(super) ready: Option<Generation>,
+    pub(super) warm: Option<Warm>,
+    /// How often it dropped out of a plan and came back.
+    pub(super) strikes: u32,
+    /// It is given no stage before, unless nobody else is there.
+    pub(super) rests_until: Duration,
+    /// How often it called what a neighbour sent unreadable.
+    pub(super) accusations: u8,
+    /// Seconds that a forward and a backward pass of a micro-batch take it for a block; smoothed.
+    pub(super) pace: Option<f64>,
+}
+
+/// Blocks that a device was told to have ready.
+#[derive(Debug, Clone)]
+pub(super) struct Warm {
+    pub(super) blocks: Range<u16>,
+    pub(super) done: bool,
+}
+
+impl Peer {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            control: false,
+            bulk: false,
+            device: None,
+            presence: Presence::Present,
+            suspended: false,
+            heard: now,
+            stirred: now,
+            progress: (0, 0),
+            ready: None,
+            warm: None,
+            strikes: 0,
+            rests_until: now,
+            accusations: 0,
+            pace: None,
+        }
+    }
+
+    /// Whether it can be spoken to and has said who it is.
+    pub(super) fn is_connected(&self) -> bool {
+        self.control && self.bulk && self.device.is_some()
+    }
+
+    /// Whether it can be given work.
+    pub(super) fn is_usable(&self) -> bool {
+        self.is_connected() && self.presence.is_present() && !self.suspended
+    }
+
+    /// It dropped out of a plan: the more often, the longer it is left in peace.
+    pub(super) fn strike(&mut self, now: Duration) {
+        let rest = REST.saturating_mul(1 << self.strikes.min(10)).min(LONGEST_REST);
+        self.strikes = self.strikes.saturating_add(1);
+        self.rests_until = now + rest;
+    }
+
+    /// Whether all of these blocks are ready.
+    pub(super) fn has_ready(&self, blocks: &Range<u16>) -> bool {
+        self.warm.as_ref().is_some_and(|warm| {
+            warm.done && warm.blocks.start <= blocks.start && blocks.end <= warm.blocks.end
+        })
+    }
+}
+
+/// Who runs which blocks, the host's own first.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Shape {
+    /// The host's own blocks.
+    pub(super) host: Range<u16>,
+    pub(super) stages: Vec<(PeerId, Range<u16>)>,
+}
+
+impl Shape {
+    pub(super) fn position(&self, peer: PeerId) -> Option<usize> {
+        self.stages.iter().position(|(owner, _)| *owner == peer)
+    }
+
+    pub(super) fn blocks_of(&self, peer: PeerId) -> Option<&Range<u16>> {
+        self.stages.iter().find(|(owner, _)| *owner == peer).map(|(_, blocks)| blocks)
+    }
+}
+
+/// Who runs what.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) generation: Generation,
+    pub(super) shape: Shape,
+    /// Whether the host trains a head.
+    pub(super) head: bool,
+}
+
+impl Plan {
+    pub(super) fn host_trains(&self) -> bool {
+        !self.shape.host.is_empty()
+    }
+
+    /// Whether the host has anything to update.
+    pub(super) fn host_updates(&self) -> bool {
+        self.host_trains() || self.head
+    }
+
+    pub(super) fn stages(&self) -> &[(PeerId, Range<u16>)] {
+        &self.shape.stages
+    }
+
+    pub(super) fn position(&self, peer: PeerId) -> Option<usize> {
+        self.shape.position(peer)
+    }
+}
+
+/// A better plan, put in force between two steps when everybody has ready what is new to it.
+#[derive(Debug, Clone)]
+pub(super) struct Intent {
+    pub(super) shape: Shape,
+    pub(super) waiting: BTreeSet<PeerId>,
+}
+
+impl Intent {
+    pub(super) fn is_ripe(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+/// A step is made again without a device whose numbers were none, to find out whether it is the device.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    pub(super) step: Step,
+    pub(super) suspect: PeerId,
+}
+
+/// Nothing has moved for long, and the stages were asked how far they are.
+#[derive(Debug)]
+pub(super) struct Inquiry {
+    pub(super) since: Duration,
+    pub(super) answers: BTreeMap<PeerId, (Step, Counts)>,
+}
+
+/// Whether the next step may begin.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Drive {
+    Go,
+    /// Loaded for the first time; the shell lets it go.
+    Held,
+    Paused,
+}
+
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) start: Start,
+    pub(super) plan: Plan,
+    pub(super) intent: Option<Intent>,
+    pub(super) drive: Drive,
+    /// Every device left; why, in words. It waits for a person or another device.
+    pub(super) deserted: Option<String>,
+    /// The plan of a run that is over has lost a device or a connection; it is mended when a text needs it.
+    pub(super) broken: bool,
+    pub(super) host_loaded: bool,
+    pub(super) neighbours_lost: u8,
+    pub(super) doubt: Option<Doubt>,
+    /// When anything of the work was last heard.
+    pub(super) stirred: Duration,
+    pub(super) inquiry: Option<Inquiry>,
+    /// The longest step so far.
+    pub(super) longest_step: Duration,
+    /// Steps that are committed; the state that belongs to them.
+    pub(super) committed: Step,
+    pub(super) states: BTreeMap<u16, BlockBytes>,
+    pub(super) open: OpenStep,
+    /// Updated here and not yet confirmed by every stage.
+    pub(super) closing: Option<Closing>,
+    /// The model is being judged, or will be when the step that closes is committed: no step begins.
+    pub(super) judging: bool,
+    /// The judgement before the first step was asked for.
+    pub(super) asked_before: bool,
+    pub(super) infer_front: VecDeque<u32>,
+    pub(super) infer_head: VecDeque<(u32, Boundary)>,
+    /// Texts on their way through the stages.
+    pub(super) inferring: BTreeSet<u32>,
+    pub(super) end: Option<End>,
+}
+
+impl Run {
+    pub(super) fn new(start: Start, generation: Generation, texts: VecDeque<u32>, now: Duration) -> Self {
+        let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
+        let shape = Shape { host: 0..start.blocks, stages: Vec::new() };
+        let plan = Plan { generation, shape, head: start.head };
+        Self {
+            drive: Drive::Held,
+            intent: None,
+            deserted: None,
+            broken: false,
+            host_loaded: false,
+            neighbours_lost: 0,
+            doubt: None,
+            stirred: now,
+            inquiry: None,
+            longest_step: Duration::ZERO,
+            committed: start.committed,
+            states,
+            open: OpenStep::new(start.committed, &plan, &start.settings),
+            judging: start.committed.0 == 0 && start.settings.evaluates_after(0),
+            plan,
+            start,
+            closing: None,
+            asked_before: false,
+            infer_front: texts,
+            infer_head: VecDeque::new(),
+            inferring: BTreeSet::new(),
+            end: None,
+        }
+    }
+
+    pub(super) fn next_text(&mut self) -> Option<(Kind, Job)> {
+        if let Some((request, tensor)) = self.infer_head.pop_front() {
+            return Some((Kind::InferHead(request), Job::InferHead { request, tensor }));
+        }
+        // One for each device on the way keeps all of them busy; a stage drops what is more than it can hold.
+        if self.inferring.len() >= MAX_INFERS.min(self.plan.stages().len() + 2) {
+            return None;
+        }
+        let request = self.infer_front.pop_front()?;
+        Some((Kind::InferFront(request), Job::InferFront { request }))
+    }
+
+    /// Texts that wait for their next token.
+    pub(super) fn into_texts(self) -> VecDeque<u32> {
+        let on_the_way = self.infer_head.into_iter().map(|(request, _)| request);
+        self.infer_front.into_iter().chain(on_the_way).chain(self.inferring).collect()
+    }
+
+    /// Whether it makes steps, or will again.
+    pub(super) fn is_live(&self) -> bool {
+        self.end.is_none()
+    }
+
+    /// Whether no step is under way, so that a plan can be changed for nothing.
+    pub(super) fn is_between_steps(&self) -> bool {
+        self.closing.is_none() && !self.open.has_begun()
+    }
+
+    /// Whether a better plan waits for nothing but the end of the step.
+    pub(super) fn is_about_to_move(&self) -> bool {
+        self.intent.as_ref().is_some_and(Intent::is_ripe)
+    }
+
+    pub(super) fn stir(&mut self, now: Duration) {
+        self.stirred = now;
+        self.inquiry = None;
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum End {
+    Finished,
+    Stopped,
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub(super) struct OpenStep {
+    pub(super) step: Step,
+    pub(super) front: Schedule,
+    pub(super) head: BTreeMap<MicroBatch, Boundary>,
+    pub(super) grads: BTreeMap<MicroBatch, Option<Boundary>>,
+    pub(super) next_head: MicroBatch,
+    pub(super) loss: f64,
+    pub(super) tokens: u32,
+    /// Sums of squares, by stage; the host's own under `None`.
+    pub(super) norms: BTreeMap<Option<PeerId>, f64>,
+    pub(super) host_norm: HostNorm,
+    pub(super) begun: Option<Duration>,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum HostNorm {
+    Wanted,
+    Asked,
+}
+
+impl OpenStep {
+    pub(super) fn new(step: Step, plan: &Plan, settings: &Settings) -> Self {
+        let positions = u16::try_from(plan.stages().len()).unwrap_or(u16::MAX).saturating_add(2);
+        Self {
+            step,
+            front: Schedule::new(0, positions, settings.micro_batches),
+            head: BTreeMap::new(),
+            grads: BTreeMap::new(),
+            next_head: MicroBatch(0),
+            loss: 0.0,
+            tokens: 0,
+            norms: BTreeMap::new(),
+            host_norm: HostNorm::Wanted,
+            begun: None,
+        }
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.front.next_backward().is_some() || self.next_head.0 > 0
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Closing {
+    pub(super) report: StepReport,
+    pub(super) scale: f64,
+    pub(super) host_applies: bool,
+    pub(super) waiting: BTreeSet<Option<PeerId>>,
+    pub(super) states: Vec<BlockBytes>,
+    pub(super) begun: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    Load,
+    Front(MicroBatch),
+    Head(MicroBatch),
+    BackFront,
+    GradNorm,
+    Apply,
+    InferFront(u32),
+    InferHead(u32),
+}

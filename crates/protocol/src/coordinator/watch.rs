@@ -1,0 +1,152 @@
+//! Who does nothing: silent devices, and those that are heard and do not get on with their work.
+
+use super::state::Inquiry;
+use super::{Coordinator, Output};
+use crate::ids::{PeerId, Step};
+use crate::message::{Counts, Message};
+use crate::schedule::Schedule;
+use crate::stage::SILENCE;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a device that loads may show no progress.
+const LOAD_PATIENCE: Duration = Duration::from_secs(120);
+/// How long nothing may move before the first step is complete.
+const FIRST_PATIENCE: Duration = Duration::from_secs(300);
+/// How long nothing may move beyond three times the longest step.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a stage has to answer how far it is; one that computes answers late.
+const ANSWER: Duration = Duration::from_secs(30);
+
+impl Coordinator {
+    /// This side slept for so long.
+    pub(super) fn forgive(&mut self, late: Duration) {
+        let now = self.now;
+        for peer in self.peers.values_mut() {
+            peer.heard = (peer.heard + late).min(now);
+            peer.stirred = (peer.stirred + late).min(now);
+        }
+        if let Some(run) = &mut self.run {
+            run.stirred = (run.stirred + late).min(now);
+            if let Some(inquiry) = &mut run.inquiry {
+                inquiry.since = (inquiry.since + late).min(now);
+            }
+        }
+    }
+
+    pub(super) fn dismiss_the_silent(&mut self) {
+        let is_silent = |heard: Duration| self.now >= heard + SILENCE;
+        let silent: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| is_silent(peer.heard)).map(|(id, _)| *id).collect();
+        for peer in silent {
+            self.outputs.push_back(Output::Disconnect { peer });
+            self.lost(peer, &format!("it was silent for {} seconds", SILENCE.as_secs()));
+        }
+    }
+
+    /// Sends away who holds the others up: a device that loads nothing, or a stage that does not do its part.
+    pub(super) fn dismiss_the_idle(&mut self) {
+        let Some(run) = &self.run else { return };
+        if self.running.is_some() || run.broken {
+            return;
+        }
+        if !self.is_loaded(run) {
+            let generation = self.generation;
+            let stuck = run.plan.stages().iter().map(|(id, _)| *id).find(|id| {
+                let peer = self.peers.get(id);
+                peer.is_some_and(|peer| {
+                    peer.ready != Some(generation) && self.now >= peer.stirred + LOAD_PATIENCE
+                })
+            });
+            if let (Some(peer), true) = (stuck, run.is_live()) {
+                let words = format!("it loaded nothing for {} seconds", LOAD_PATIENCE.as_secs());
+                self.dismiss(peer, "This device did not get on with loading its blocks.", &words);
+            }
+            return;
+        }
+        let works = self.is_stepping(run) && run.is_live() || !run.inferring.is_empty();
+        if !works || run.plan.stages().is_empty() {
+            return;
+        }
+        let patience = match run.longest_step {
+            Duration::ZERO => FIRST_PATIENCE,
+            longest => longest * 3 + PATIENCE,
+        };
+        match &run.inquiry {
+            None if self.now >= run.stirred + patience => {
+                let (generation, now) = (self.generation, self.now);
+                let stages: Vec<PeerId> = run.plan.stages().iter().map(|(id, _)| *id).collect();
+                if let Some(run) = &mut self.run {
+                    run.inquiry = Some(Inquiry { since: now, answers: BTreeMap::new() });
+                }
+                for peer in stages {
+                    self.send(peer, Message::Ask { generation });
+                }
+            }
+            Some(inquiry) if self.now >= inquiry.since + ANSWER => self.blame(),
+            _ => {}
+        }
+    }
+
+    /// A stage says how far it is.
+    pub(super) fn answered(&mut self, from: PeerId, step: Step, counts: Counts) {
+        let Some(run) = self.run.as_mut().filter(|run| run.plan.position(from).is_some()) else { return };
+        if let Some(inquiry) = &mut run.inquiry {
+            inquiry.answers.insert(from, (step, counts));
+        }
+    }
+
+    /// Finds who does not do its part from what the stages said, in the order of the pipeline: the first one that has
+    /// what it needs and does nothing with it, or says nothing; or two between which something was lost.
+    fn blame(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        let Some(Inquiry { answers, .. }) = run.inquiry.take() else { return };
+        run.stirred = self.now;
+        let stages = run.plan.stages();
+        let positions = u16::try_from(stages.len()).unwrap_or(u16::MAX).saturating_add(2);
+        let micro_batches = run.start.settings.micro_batches;
+        let closing = run.closing.as_ref().map(|closing| (closing.report.step, &closing.waiting));
+        let mut idle = None;
+        let mut cut = None;
+        let (mut sent, mut before) = (run.open.front.taken().0, None);
+        for (position, (id, _)) in (1..).zip(stages) {
+            let Some((step, counts)) = answers.get(id) else {
+                idle = Some(*id);
+                break;
+            };
+            // It has the order to update, or the host's word for it was lost on the way.
+            if closing.is_some_and(|(closing, waiting)| closing == *step && waiting.contains(&Some(*id))) {
+                idle = Some(*id);
+                break;
+            }
+            if *step != run.open.step {
+                continue;
+            }
+            let room = Schedule::new(position, positions, micro_batches).limit();
+            let has_room = counts.forwards_out.saturating_sub(counts.backwards_out) < room;
+            let finished = counts.backwards_out >= micro_batches && !run.open.norms.contains_key(&Some(*id));
+            if (counts.forwards_in > counts.forwards_out && has_room)
+                || counts.backwards_in > counts.backwards_out
+                || finished
+            {
+                idle = Some(*id);
+                break;
+            }
+            if let Some(before) = before.filter(|_| counts.forwards_in < sent) {
+                cut = Some((before, *id));
+                break;
+            }
+            (sent, before) = (counts.forwards_out, Some(*id));
+        }
+        match (idle, cut) {
+            (Some(peer), _) => self.dismiss(
+                peer,
+                "This device did not get on with its work, and the others waited for it.",
+                "it did not get on with its work",
+            ),
+            (None, Some((a, b))) => self.neighbour_lost(a, b),
+            // What went missing went missing between others; a new plan starts the step afresh.
+            (None, None) => self.mend(),
+        }
+    }
+}
