@@ -5,6 +5,7 @@ mod generate;
 mod inspect;
 mod merge;
 mod report;
+mod simulate;
 mod train;
 
 use anyhow::{Context, Result};
@@ -36,6 +37,8 @@ enum Command {
     Merge(merge::Merge),
     /// Write an adapter as a GGUF file for llama.cpp.
     ExportGguf(export::ExportGguf),
+    /// Play a room in virtual time: devices, links and faults as a file says, or campaigns of thousands of rooms.
+    Simulate(simulate::Simulate),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Generate(generate) => futures::executor::block_on(generate.run()),
         Command::Merge(merge) => futures::executor::block_on(merge.run()),
         Command::ExportGguf(export) => futures::executor::block_on(export.run()),
+        Command::Simulate(simulate) => simulate.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -59,6 +59,11 @@ pub enum Act {
     Hide(PeerId),
     /// It is looked at again.
     Show(PeerId),
+    /// The host's page is loaded anew: its machine is gone, and another one is made of what was kept of the run. The
+    /// devices come again over the same link.
+    ReloadHost,
+    /// The host's page is there again.
+    Restore,
     /// A link says again that it is open.
     LinkedAgain,
     /// A message of the past arrives again.
@@ -70,10 +75,44 @@ pub enum Act {
 }
 
 impl Act {
+    /// Its name and whom it strikes, if it is a fault.
+    pub fn fault(&self) -> Option<(&'static str, Option<PeerId>)> {
+        Some(match *self {
+            Self::Kill { peer, silent: false } => ("kill", Some(peer)),
+            Self::Kill { peer, silent: true } => ("vanish", Some(peer)),
+            Self::Leave(peer) => ("leave", Some(peer)),
+            Self::Remove(peer) => ("remove", Some(peer)),
+            Self::Cut(peer, _) => ("cut", Some(peer)),
+            Self::FailJob(peer) => ("failed job", Some(peer)),
+            Self::Freeze(peer, _) => ("freeze", Some(peer)),
+            Self::Isolate(peer, _) => ("isolate", Some(peer)),
+            Self::Part(peer, ..) => ("part", Some(peer)),
+            Self::FailPasses(peer, _) => ("bad numbers", Some(peer)),
+            Self::Stall(peer) => ("stall", Some(peer)),
+            Self::Hide(peer) => ("hide", Some(peer)),
+            Self::Lag(peer, _) => ("slow link", Some(peer)),
+            Self::SlowDown(peer, _) => ("slow device", Some(peer)),
+            Self::FreezeAll(_) => ("freeze all", None),
+            Self::LinkedAgain => ("linked again", None),
+            Self::Replay => ("replay", None),
+            Self::Pause => ("pause", None),
+            Self::Stop => ("stop", None),
+            Self::ReloadHost => ("host reload", None),
+            Self::Join
+            | Self::Restore
+            | Self::Show(_)
+            | Self::Start
+            | Self::Resume
+            | Self::Infer { .. }
+            | Self::Evaluated
+            | Self::React => return None,
+        })
+    }
+
     /// Whether a frozen host does not come to it.
     pub(crate) fn is_of_the_host(&self) -> bool {
-        use Act::{Evaluated, Infer, Pause, React, Remove, Resume, Start, Stop};
-        matches!(self, Start | Pause | Resume | Stop | Remove(_) | Infer { .. } | Evaluated | React)
+        use Act::{Evaluated, Infer, Pause, React, Remove, Restore, Resume, Start, Stop};
+        matches!(self, Start | Restore | Pause | Resume | Stop | Remove(_) | Infer { .. } | Evaluated | React)
     }
 }
 
@@ -96,7 +135,8 @@ pub enum Moment {
 }
 
 /// The kinds of work of a host and of a stage under one set of names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum JobName {
     /// Blocks, adapters and moments are fetched.
     Load,

@@ -7,10 +7,14 @@
 //! and the [`net`]work.
 
 pub mod act;
+pub mod campaign;
 pub mod cost;
 pub mod counted;
 pub mod engine;
 pub mod net;
+pub mod outcome;
+pub mod scenario;
+pub mod timeline;
 pub mod toy;
 pub mod trace;
 pub mod violation;
@@ -24,4 +28,4 @@ pub use net::{Network, Wire};
 pub use toy::{Reference, Toy, ToyModel};
 pub use trace::Trace;
 pub use violation::Violation;
-pub use world::{HOST, Pace, Room, Scenario, World, peer};
+pub use world::{HOST, Pace, PlanMade, Point, Room, Scenario, World, peer};

@@ -109,6 +109,14 @@ pub enum Violation {
         /// Steps in all.
         steps: u32,
     },
+    /// A text is not the one that one process writes.
+    #[error("the room wrote {found:?}, and one process writes {expected:?}")]
+    Text {
+        /// By one process.
+        expected: Vec<u32>,
+        /// By the room.
+        found: Vec<u32>,
+    },
     /// A machine has nothing to wait for: the world's own mistake, or the host's timer is gone.
     #[error("nothing will ever happen again")]
     Dead,

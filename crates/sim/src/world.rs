@@ -3,11 +3,12 @@
 mod members;
 mod network;
 mod pulses;
+mod reload;
 
 use crate::act::{Act, JobName, Moment};
 use crate::cost::{Costs, DeviceSpec, Heat};
 use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
-use crate::net::{Fabric, Network};
+use crate::net::{Fabric, Network, Wire};
 use crate::toy::{Toy, ToyModel};
 use crate::trace::{Doing, Life, Trace};
 use crate::violation::Violation;
@@ -22,6 +23,7 @@ use baton_protocol::{Generation, PeerId};
 use network::Conn;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use reload::Kept;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -112,6 +114,32 @@ impl Scenario {
     }
 }
 
+/// A plan, as the host told the devices of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanMade {
+    /// Its number.
+    pub generation: Generation,
+    /// When the host told of it.
+    pub at: Duration,
+    /// When the first job of a step was done under it.
+    pub went_on: Option<Duration>,
+    /// Who runs what, in pipeline order.
+    pub stages: Vec<(PeerId, Range<u16>)>,
+}
+
+/// A point of a run, as a device sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    /// No run is under way.
+    NoRun,
+    /// The first plan is put in force: the device works on this, or waits.
+    Start(Option<JobName>),
+    /// Steps are made, or a person lets them wait.
+    Step(Option<JobName>),
+    /// A later plan is put in force.
+    Recovery(Option<JobName>),
+}
+
 #[derive(Debug)]
 enum Event {
     Attach {
@@ -185,6 +213,14 @@ pub struct World<M: Model = ToyModel> {
     pub model: M,
     /// What everybody did, if that is wanted.
     pub trace: Option<Trace>,
+    /// Plans in the order in which they were put in force.
+    pub plans: Vec<PlanMade>,
+    /// What happened from outside, and when.
+    pub happened: Vec<(Duration, Act)>,
+    /// Faults by name, and at which point of the run they struck.
+    pub struck: Vec<(&'static str, Point)>,
+    /// Time of the real processor that the host's machine took, if it is measured.
+    pub host_time: Option<Duration>,
     /// Longer than the run may take, in virtual time.
     pub patience: Duration,
     /// The host's machine.
@@ -218,6 +254,11 @@ pub struct World<M: Model = ToyModel> {
     monitors: BTreeMap<PeerId, Monitor>,
     /// Devices whose pages are hidden.
     hidden: BTreeSet<PeerId>,
+    /// What the host's browser keeps of the run, and from when on.
+    kept: VecDeque<Kept>,
+    reloaded: bool,
+    /// A job that has just ended, while what is planned for that moment happens.
+    ended: Option<(PeerId, JobName)>,
     violation: Option<Violation>,
     judging: bool,
     /// From when and until when.
@@ -229,6 +270,12 @@ pub struct World<M: Model = ToyModel> {
     host_fails_next: bool,
     nodes: BTreeMap<PeerId, Node<M::Stage>>,
     joined: u32,
+    /// Of them, those who were not there before a reload.
+    strangers: usize,
+    /// Of who joins next, before those of the room.
+    returning: VecDeque<DeviceSpec>,
+    /// Of everybody who ever joined.
+    specs: BTreeMap<PeerId, DeviceSpec>,
     conns: Vec<Conn>,
     /// The newest connection of a pair and lane: a shell forgets the ones before it.
     newest: HashMap<(PeerId, PeerId, Lane), usize>,
@@ -274,6 +321,10 @@ impl<M: Model> World<M> {
             host_body: Body::new(room.host.clone()),
             model,
             trace: None,
+            plans: Vec::new(),
+            happened: Vec::new(),
+            struck: Vec::new(),
+            host_time: None,
             patience: PATIENCE,
             coordinator: Coordinator::new(device, Duration::ZERO),
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -298,6 +349,12 @@ impl<M: Model> World<M> {
             host_fails_next: false,
             nodes: BTreeMap::new(),
             joined: 0,
+            strangers: 0,
+            specs: BTreeMap::new(),
+            returning: VecDeque::new(),
+            kept: VecDeque::new(),
+            reloaded: false,
+            ended: None,
             conns: Vec::new(),
             newest: HashMap::new(),
             queue: BTreeMap::new(),
@@ -331,6 +388,18 @@ impl<M: Model> World<M> {
         self.trace = Some(trace);
     }
 
+    /// Notes what is still under way.
+    pub fn end_record(&mut self) {
+        let now = self.now;
+        let members: Vec<PeerId> = self.nodes.keys().copied().chain([HOST]).collect();
+        for who in members {
+            let doing = self.body(who).and_then(|body| body.doing);
+            if let (Some((doing, since)), Some(trace)) = (doing, &mut self.trace) {
+                trace.add(who, doing, since..now);
+            }
+        }
+    }
+
     /// Has something happen later.
     pub fn plan(&mut self, moment: Moment, act: Act) {
         match moment {
@@ -349,6 +418,19 @@ impl<M: Model> World<M> {
         if let Some(body) = self.body(peer) {
             body.slow = factor;
         }
+    }
+
+    /// A device by its numbers.
+    pub fn spec(&self, who: PeerId) -> Option<&DeviceSpec> {
+        if who == HOST {
+            return Some(&self.room.host);
+        }
+        self.specs.get(&who)
+    }
+
+    /// The connection between two members, as modelled.
+    pub fn wire(&self, from: PeerId, to: PeerId) -> Wire {
+        self.fabric.wire(from, to)
     }
 
     /// The plan in force as a device knows it.
@@ -430,7 +512,13 @@ impl<M: Model> World<M> {
         }
         let expected: Vec<u32> =
             (0..=settings.steps).filter(|done| settings.evaluates_after(*done)).collect();
-        if self.judged != expected {
+        // A judgement that a reload of the host's page interrupts may be made again, or never.
+        let asked_for = if self.reloaded {
+            self.judged.is_sorted() && self.judged.iter().all(|done| expected.contains(done))
+        } else {
+            self.judged == expected
+        };
+        if !asked_for {
             return Err(Violation::Judged { expected, found: self.judged.clone() });
         }
         Ok(())
@@ -459,6 +547,12 @@ impl<M: Model> World<M> {
     fn schedule_within(&mut self, seconds: u64, event: Event) {
         let wait = self.rng.random_range(0..=seconds * 1_000_000);
         self.schedule(self.now + Duration::from_micros(wait), event);
+    }
+
+    /// Within so many seconds; at once where time is modelled.
+    fn person_does(&mut self, seconds: u64, act: Act) {
+        let seconds = if matches!(self.room.pace, Pace::Modelled(_)) { 0 } else { seconds };
+        self.schedule_within(seconds, Event::Act(act));
     }
 
     /// Looks up when a machine wants to be woken; a frozen device is not before it thaws.
@@ -503,7 +597,8 @@ impl<M: Model> World<M> {
                 self.stage_outputs(who);
             }
             None => {
-                self.coordinator.handle_timeout(self.now);
+                let now = self.now;
+                self.timed(|coordinator| coordinator.handle_timeout(now));
                 self.host_outputs();
             }
         }
@@ -553,8 +648,15 @@ impl<M: Model> World<M> {
 
     /// Has something happen now.
     pub fn act(&mut self, act: Act) {
+        self.happened.push((self.now, act));
+        if let Some((name, who)) = act.fault() {
+            // Of a fault that strikes nobody in particular, the host's work counts.
+            let point = self.point(who.unwrap_or(HOST));
+            self.struck.push((name, point));
+        }
         match act {
             Act::Start => {
+                self.kept.clear();
                 self.committed.clear();
                 self.judged.clear();
                 let start = self.model.start(&self.room.settings);
@@ -598,6 +700,8 @@ impl<M: Model> World<M> {
                     node.stalls = true;
                 }
             }
+            // A page that is loading anew has nothing to ask with.
+            Act::Infer { .. } if self.reloaded && self.coordinator.phase() == RunPhase::Lobby => {}
             Act::Infer { request, want } => {
                 self.texts.insert(request, want);
                 self.host_engine.ask(request, want);
@@ -620,6 +724,8 @@ impl<M: Model> World<M> {
             Act::Part(a, b, seconds) => self.part(a, Some(b), Duration::from_secs(seconds)),
             Act::Lag(peer, millis) => self.fabric.lag(peer, Duration::from_millis(millis.into())),
             Act::SlowDown(peer, factor) => self.slow_down(peer, factor),
+            Act::ReloadHost => self.reload(),
+            Act::Restore => self.restore(),
             Act::FreezeAll(time) => self.now += time,
             Act::Hide(peer) => self.show(peer, true),
             Act::Show(peer) => self.show(peer, false),
@@ -638,6 +744,22 @@ impl<M: Model> World<M> {
                 }
             }
             Act::React => self.react(),
+        }
+    }
+
+    /// Where the run stands for a device.
+    fn point(&mut self, who: PeerId) -> Point {
+        let ended = self.ended.filter(|(device, _)| *device == who).map(|(_, job)| job);
+        let doing = match self.body(who).and_then(|body| body.doing) {
+            Some((Doing::Job(job, _), _)) => Some(job),
+            _ => ended,
+        };
+        match self.coordinator.phase() {
+            RunPhase::Lobby if !self.reloaded => Point::NoRun,
+            RunPhase::Finished | RunPhase::Stopped | RunPhase::Failed(_) => Point::NoRun,
+            RunPhase::Loading if self.plans.len() <= 1 => Point::Start(doing),
+            RunPhase::Loading | RunPhase::Lobby => Point::Recovery(doing),
+            RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_) => Point::Step(doing),
         }
     }
 
@@ -670,7 +792,9 @@ impl<M: Model> World<M> {
         });
         for act in now {
             if ended {
+                self.ended = Some((device, name));
                 self.act(act);
+                self.ended = None;
             } else {
                 // The machine is being polled: it happens next.
                 self.schedule(self.now, Event::Act(act));

@@ -1,24 +1,35 @@
 //! The members' side of a room: what their machines are told and want, and their engines' jobs.
 
-use super::{Body, Event, HOST, Node, Pace, World, peer};
+use super::{Body, Event, HOST, Node, Pace, PlanMade, World, peer};
 use crate::act::{Act, JobName};
 use crate::cost::{Costs, DeviceSpec, seconds};
 use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
 use crate::trace::{Doing, Life};
 use crate::violation::Violation;
-use baton_protocol::coordinator::{self, RunPhase, StepReport};
+use baton_protocol::coordinator::{self, Coordinator, RunPhase, StepReport};
 use baton_protocol::link::Lane;
-use baton_protocol::message::{BlockBytes, Device, Message};
+use baton_protocol::message::{Assign, BlockBytes, Device, Message};
 use baton_protocol::stage::{self, Failure, Stage, View};
 use baton_protocol::{MicroBatch, PeerId};
 use rand::Rng;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 impl<M: Model> World<M> {
     pub(super) fn host(&mut self, event: coordinator::Event) {
-        self.coordinator.handle(event, self.now);
+        let now = self.now;
+        self.timed(|coordinator| coordinator.handle(event, now));
         self.host_outputs();
+    }
+
+    /// Lets the host's machine work, by the real clock if that is wanted.
+    pub(super) fn timed<T>(&mut self, work: impl FnOnce(&mut Coordinator) -> T) -> T {
+        let begun = self.host_time.is_some().then(Instant::now);
+        let done = work(&mut self.coordinator);
+        if let (Some(total), Some(begun)) = (&mut self.host_time, begun) {
+            *total += begun.elapsed();
+        }
+        done
     }
 
     pub(super) fn stage(&mut self, who: PeerId, event: stage::Event) {
@@ -65,9 +76,14 @@ impl<M: Model> World<M> {
 
     pub(super) fn host_outputs(&mut self) {
         use coordinator::Output;
-        while let Some(output) = self.coordinator.poll() {
+        while let Some(output) = self.timed(Coordinator::poll) {
             match output {
-                Output::Send { to, message } => self.send(HOST, to, &message),
+                Output::Send { to, message } => {
+                    if let Message::Assign(assign) = &message {
+                        self.planned(to, assign);
+                    }
+                    self.send(HOST, to, &message);
+                }
                 Output::Disconnect { peer } => self.close(HOST, peer),
                 Output::Job(job) => self.host_job(job),
                 Output::Committed(report) => self.commit(report),
@@ -78,11 +94,11 @@ impl<M: Model> World<M> {
                     }
                     self.judged.push(done.0);
                     self.judging = true;
-                    self.schedule_within(2, Event::Act(Act::Evaluated));
+                    self.person_does(2, Act::Evaluated);
                 }
                 Output::Loaded => {
                     if self.lets_go {
-                        self.schedule_within(1, Event::Act(Act::Resume));
+                        self.person_does(1, Act::Resume);
                     }
                 }
                 Output::Inferred { request, done: false } => {
@@ -106,10 +122,27 @@ impl<M: Model> World<M> {
         }
     }
 
+    fn planned(&mut self, to: PeerId, assign: &Assign) {
+        let generation = assign.generation;
+        if self.plans.last().is_none_or(|plan| plan.generation != generation) {
+            let plan = PlanMade { generation, at: self.now, went_on: None, stages: Vec::new() };
+            self.plans.push(plan);
+        }
+        if let Some(plan) = self.plans.last_mut() {
+            plan.stages.push((to, assign.blocks.clone()));
+        }
+        if let Some(life) = self.trace.as_mut().and_then(|trace| trace.lives.get_mut(&to)) {
+            life.blocks = assign.blocks.clone();
+        }
+    }
+
     fn host_job(&mut self, job: coordinator::Job) {
         let (name, slice) = (JobName::from(&job), micro_batch_of_host(&job));
         if let coordinator::Job::Load { blocks, .. } = &job {
             self.host_body.load(blocks);
+        }
+        if let (coordinator::Job::Front { .. }, Some(plan)) = (&job, self.plans.last_mut()) {
+            plan.went_on.get_or_insert(self.now);
         }
         if self.host_job.is_some() {
             self.violate(Violation::TwoJobs { who: HOST, job: name });
@@ -139,6 +172,7 @@ impl<M: Model> World<M> {
             self.violate(violation);
         }
         self.committed.push((report, self.now));
+        self.keep();
     }
 
     pub(super) fn stage_outputs(&mut self, who: PeerId) {
@@ -148,8 +182,7 @@ impl<M: Model> World<M> {
                 Output::Send { to, message } => self.send(who, to, &message),
                 Output::Connect { peer } => self.connect(who, peer),
                 Output::Job(job) => self.stage_job(who, job),
-                // There are no files here: only the time that it takes to fetch them.
-                Output::Fetch(_) => self.schedule_within(1, Event::Fetched(who)),
+                Output::Fetch(assign) => self.fetch(who, &assign),
                 Output::Changed => {}
             }
         }
@@ -162,6 +195,21 @@ impl<M: Model> World<M> {
             self.monitors.remove(&who);
         }
         self.rearm(who);
+    }
+
+    /// There are no files here: only the time that it takes to fetch them.
+    fn fetch(&mut self, who: PeerId, assign: &Assign) {
+        let Pace::Modelled(costs) = self.room.pace else {
+            return self.schedule_within(1, Event::Fetched(who));
+        };
+        let Some(node) = self.nodes.get_mut(&who) else { return };
+        let missing = assign.blocks.clone().filter(|block| node.body.cached.insert(*block)).count();
+        let bytes = missing as f64 * costs.file;
+        let there = self.fabric.arrival(&mut self.rng, [HOST, who], Lane::Bulk, bytes, self.now);
+        if let Some(trace) = &mut self.trace {
+            trace.add(who, Doing::Receives(HOST), self.now..there);
+        }
+        self.schedule(there, Event::Fetched(who));
     }
 
     fn stage_job(&mut self, who: PeerId, job: stage::Job) {
@@ -314,13 +362,20 @@ impl<M: Model> World<M> {
         let id = peer(self.joined);
         self.joined += 1;
         let fallback = || DeviceSpec { name: format!("phone {id}"), ..DeviceSpec::default() };
-        let spec = self.room.devices.get(self.joined as usize - 1).cloned().unwrap_or_else(fallback);
+        let spec = match self.returning.pop_front() {
+            Some(spec) => spec,
+            None => {
+                self.strangers += 1;
+                self.room.devices.get(self.strangers - 1).cloned().unwrap_or_else(fallback)
+            }
+        };
         let device = Device { name: spec.name.clone(), backend: "simulated".into() };
         if let Some(trace) = &mut self.trace {
             let life = Life { name: spec.name.clone(), joined: self.now, ..Life::default() };
             trace.lives.insert(id, life);
         }
         self.fabric.join(id, spec.access);
+        self.specs.insert(id, spec.clone());
         let node = Node {
             stage: Stage::new(HOST, device, self.now),
             engine: self.model.stage(),
@@ -346,12 +401,14 @@ impl<M: Model> World<M> {
         self.gone(peer);
         self.monitors.remove(&peer);
         self.rearm(peer);
+        // The signaling server tells the room of a tab that is gone; where time is drawn, only the browsers notice.
+        let noticed = if matches!(self.room.pace, Pace::Modelled(_)) { 1 } else { 5 };
         for conn in 0..self.conns.len() {
             if self.conns[conn].is_of(peer) {
                 if silent {
                     self.silence(conn);
                 } else {
-                    self.break_conn(conn, 5);
+                    self.break_conn(conn, noticed);
                 }
             }
         }

@@ -95,13 +95,17 @@ impl<M: Model> World<M> {
     }
 
     /// How long a small message takes over a channel that does not repeat what is lost, if it arrives.
-    pub(super) fn delay(&self, conn: usize, from: PeerId, to: PeerId) -> Option<Duration> {
+    pub(super) fn delay(&mut self, conn: usize, from: PeerId, to: PeerId) -> Option<Duration> {
         let conn = &self.conns[conn];
-        let reaches = conn.alive && !conn.closed && self.fabric.heals(from, to, self.now).is_none();
+        let mut reaches = conn.alive && !conn.closed && self.fabric.heals(from, to, self.now).is_none();
         let side = usize::from(conn.members[1] == to);
         let delay = match self.room.network {
             Network::Drawn(_) => conn.ends[side].delay,
-            Network::Modelled(_) => self.fabric.wire(from, to).latency,
+            Network::Modelled(_) => {
+                let wire = self.fabric.wire(from, to);
+                reaches &= wire.loss == 0.0 || !self.rng.random_bool(wire.loss.clamp(0.0, 1.0));
+                wire.latency
+            }
         };
         reaches.then(|| delay + self.fabric.hindrance(from, to, self.now))
     }

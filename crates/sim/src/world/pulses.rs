@@ -64,10 +64,8 @@ impl<M: Model> World<M> {
 
     fn send_pulse(&mut self, from: PeerId, to: PeerId) {
         // Over a channel of its own on the connection that the control lane uses; a pulse that is late is not made up for.
-        let Some(delay) = self.newest(from, to, Lane::Control).and_then(|conn| self.delay(conn, from, to))
-        else {
-            return;
-        };
+        let conn = self.newest(from, to, Lane::Control);
+        let Some(delay) = conn.and_then(|conn| self.delay(conn, from, to)) else { return };
         let pulse = Pulse { hidden: self.hidden.contains(&from), ..Pulse::default() };
         self.schedule(self.now + delay, Event::Pulse { from, to, pulse });
     }

@@ -1,0 +1,109 @@
+//! `baton simulate`: a room in virtual time, as a table and a timeline.
+
+use anyhow::{Context, Result, bail};
+use baton_sim::scenario::Scenario;
+use baton_sim::{campaign, timeline};
+use clap::Args;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Play a room in virtual time.
+#[derive(Args)]
+pub(crate) struct Simulate {
+    /// The scenario, a TOML file; examples are in crates/sim/scenarios.
+    #[arg(required_unless_present = "campaign")]
+    scenario: Option<PathBuf>,
+    /// Write what every device did, and when, as an SVG picture.
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "campaign")]
+    timeline: Option<PathBuf>,
+    /// The seconds that the picture shows; all by default.
+    #[arg(long, value_name = "FROM..TO", value_parser = window, requires = "timeline")]
+    window: Option<Range<Duration>>,
+    /// So many seeds, one after the other.
+    #[arg(long, value_name = "N")]
+    runs: Option<u64>,
+    /// The first seed; the scenario's by default.
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Rooms drawn from seeds instead of a scenario, with faults at every point of their steps.
+    #[arg(long, conflicts_with = "scenario")]
+    campaign: bool,
+    /// Threads of a campaign; one for each core by default.
+    #[arg(long, value_name = "N", requires = "campaign")]
+    threads: Option<usize>,
+}
+
+fn window(text: &str) -> Result<Range<Duration>, String> {
+    let seconds = |text: &str| Duration::try_from_secs_f64(text.trim().parse().ok()?).ok();
+    let both = text.split_once("..").and_then(|(from, to)| Some(seconds(from)?..seconds(to)?));
+    both.filter(|window| window.start < window.end)
+        .ok_or_else(|| format!("\"{text}\" is not a window of seconds such as 10..25.5"))
+}
+
+impl Simulate {
+    /// Runs the command.
+    pub(crate) fn run(&self) -> Result<()> {
+        match &self.scenario {
+            Some(path) => self.scenario(path),
+            None => self.campaign(),
+        }
+    }
+
+    fn scenario(&self, path: &PathBuf) -> Result<()> {
+        let named = path.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("{named} cannot be read"))?;
+        let scenario = Scenario::parse(&text).with_context(|| format!("{named} is not a scenario"))?;
+        let (runs, first) = (self.runs.unwrap_or(1), self.seed.unwrap_or(scenario.seed));
+        println!("{}", scenario.title);
+        let mut broken = Vec::new();
+        let (mut steps, mut time, mut efficiency) = (0, Duration::ZERO, Vec::new());
+        for seed in first..first.saturating_add(runs) {
+            let outcome = scenario.run(seed)?;
+            if runs == 1 {
+                print!("{}", outcome.table());
+            }
+            if let Some(file) = self.timeline.as_ref().filter(|_| seed == first) {
+                let picture = timeline::svg(&outcome, &scenario.title, self.window.clone());
+                std::fs::write(file, picture)
+                    .with_context(|| format!("{} cannot be written", file.display()))?;
+            }
+            steps += outcome.steps.len();
+            time += outcome.time.end.saturating_sub(outcome.time.start);
+            efficiency.extend(outcome.efficiency());
+            if let Some(violation) = outcome.violation {
+                println!("seed {seed} broke a promise: {violation}");
+                println!("  repeat it with: baton simulate {named} --seed {seed}");
+                broken.push(seed);
+            }
+        }
+        if runs > 1 {
+            let mean = efficiency.iter().sum::<f64>() / (efficiency.len().max(1) as f64);
+            println!(
+                "{runs} runs from seed {first}: {steps} steps in {:.1} s of virtual time, {:.1} % of their plans' bounds; \
+                 {} broke a promise",
+                time.as_secs_f64(),
+                100.0 * mean,
+                broken.len()
+            );
+        }
+        if !broken.is_empty() {
+            bail!("{} of {runs} runs broke a promise", broken.len());
+        }
+        Ok(())
+    }
+
+    fn campaign(&self) -> Result<()> {
+        let (runs, first) = (self.runs.unwrap_or(10_000), self.seed.unwrap_or(0));
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let begun = Instant::now();
+        let seeds = first..first.saturating_add(runs);
+        let tally = campaign::campaign(seeds, self.threads.unwrap_or_else(cores))?;
+        println!("{tally}");
+        println!("in {:.1} s", begun.elapsed().as_secs_f64());
+        if let Some((seed, _)) = tally.broken.first() {
+            bail!("repeat the first with: baton simulate --campaign --seed {seed} --runs 1");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! The host's page is loaded anew: what its browser kept, and who comes again.
+
+use super::{Event, HOST, World};
+use crate::act::Act;
+use crate::engine::Model;
+use baton_protocol::coordinator::{self, Coordinator, RunPhase};
+use baton_protocol::message::{BlockBytes, Device};
+use baton_protocol::pulse::Monitor;
+use baton_protocol::{PeerId, Step};
+use rand::Rng;
+use std::time::Duration;
+
+/// The browser writes a checkpoint to its disk within this time, in µs; a page that is gone before that finds the one
+/// before.
+const WRITES: u64 = 50_000;
+
+/// A checkpoint on the host's disk.
+#[derive(Debug)]
+pub(super) struct Kept {
+    from: Duration,
+    committed: Step,
+    states: Vec<BlockBytes>,
+}
+
+impl<M: Model> World<M> {
+    /// Keeps what was committed last.
+    pub(super) fn keep(&mut self) {
+        let from = self.now + Duration::from_micros(self.rng.random_range(0..=WRITES));
+        let states = self.coordinator.states().cloned().collect();
+        self.kept.push_back(Kept { from, committed: self.coordinator.committed(), states });
+        // What is on the disk is replaced by what is written after it.
+        let written = self.kept.iter().filter(|kept| kept.from <= self.now).count();
+        self.kept.drain(..written.saturating_sub(1));
+    }
+
+    /// Drops the host's machine, engine and connections. A run that is not under way is not gone on with.
+    pub(super) fn reload(&mut self) {
+        let phase = self.coordinator.phase();
+        if !matches!(phase, RunPhase::Loading | RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_)) {
+            return;
+        }
+        let now = self.now;
+        self.kept.retain(|kept| kept.from <= now);
+        self.reloaded = true;
+        let device = Device { name: self.room.host.name.clone(), backend: "simulated".into() };
+        self.coordinator = Coordinator::new(device, now);
+        self.host_engine = self.model.host(&self.room.settings);
+        (self.host_job, self.host_fails_next, self.judging) = (None, false, false);
+        self.host_body.doing = None;
+        self.frozen.remove(&HOST);
+        self.monitors.insert(HOST, Monitor::new(now));
+        // Texts were asked for by the page that is gone.
+        self.texts.clear();
+        self.rearm(HOST);
+        let members: Vec<PeerId> = self.nodes.keys().copied().collect();
+        for who in members {
+            if let Some(spec) = self.specs.get(&who) {
+                self.returning.push_back(spec.clone());
+                self.schedule_within(6, Event::Act(Act::Join));
+            }
+        }
+        for conn in 0..self.conns.len() {
+            if self.conns[conn].is_of(HOST) {
+                self.break_conn(conn, 2);
+            }
+        }
+        self.schedule_within(3, Event::Act(Act::Restore));
+    }
+
+    /// Goes on with the run from its newest checkpoint.
+    pub(super) fn restore(&mut self) {
+        if self.coordinator.phase() != RunPhase::Lobby {
+            return;
+        }
+        let mut start = self.model.start(&self.room.settings);
+        if let Some(kept) = self.kept.back() {
+            (start.committed, start.states) = (kept.committed, kept.states.clone());
+        }
+        self.committed.truncate(start.committed.0 as usize);
+        self.judged.retain(|done| *done <= start.committed.0);
+        self.host(coordinator::Event::Start(Box::new(start)));
+    }
+}

@@ -1,0 +1,41 @@
+//! A few hundred rooms drawn from seeds with faults at every point of a step; `baton simulate --campaign` runs thousands.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use baton_sim::campaign::{self, Tally};
+use baton_sim::{JobName, Point};
+
+#[test]
+fn rooms_with_faults_at_every_point_of_a_step_lose_none_and_make_none_twice() {
+    let tally = campaign::campaign(0..400, 1).unwrap();
+    assert_eq!(tally.broken, [], "repeat one with `baton simulate --campaign --seed SEED --runs 1`");
+    assert_eq!((tally.runs, tally.steps), (400, 2000));
+    use JobName::{Apply, Backward, Forward, Load, Norm};
+    let steps = [Forward, Backward, Norm, Apply].map(|job| Point::Step(Some(job)));
+    let plans = [Point::Start(Some(Load)), Point::Recovery(Some(Load)), Point::Recovery(None)];
+    for point in steps.into_iter().chain(plans) {
+        assert!(tally.during.get(&point).is_some_and(|count| *count > 5), "{point}: {tally}");
+    }
+    for fault in [
+        "kill",
+        "vanish",
+        "freeze",
+        "isolate",
+        "part",
+        "cut",
+        "slow link",
+        "replay",
+        "host reload",
+        "hide",
+        "stall",
+    ] {
+        assert!(tally.faults.get(fault).is_some_and(|count| *count > 10), "{fault}: {tally}");
+    }
+}
+
+#[test]
+fn a_campaign_is_the_same_on_any_number_of_threads() {
+    let of = |threads| campaign::campaign(1000..1020, threads).unwrap();
+    assert_eq!(of(1), of(3));
+    assert_ne!(of(1), Tally::default());
+}

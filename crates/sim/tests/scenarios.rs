@@ -1,0 +1,135 @@
+//! Scenarios as files: those that come with the crate run, what is wrong is told with its line, and a seed repeats a run.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use baton_sim::outcome::Outcome;
+use baton_sim::scenario::Scenario;
+use baton_sim::{HOST, timeline};
+use std::time::Duration;
+
+fn scenario(name: &str) -> Scenario {
+    let path = format!("{}/scenarios/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+    Scenario::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn run(name: &str) -> Outcome {
+    let scenario = scenario(name);
+    let outcome = scenario.run(scenario.seed).unwrap();
+    assert_eq!(outcome.violation, None);
+    assert_eq!(outcome.steps.len(), usize::try_from(outcome.wanted).unwrap());
+    outcome
+}
+
+#[test]
+fn an_even_room_is_as_fast_as_its_plan_allows() {
+    let outcome = run("even");
+    let efficiency = outcome.efficiency().unwrap();
+    assert!((0.95..=1.0 + 1e-9).contains(&efficiency), "{efficiency}");
+    // 3 / 11 is the bubble of four equal stages and eight micro-batches; the head and the wires add to it.
+    assert!((0.27..0.33).contains(&outcome.bubble().unwrap()), "{:?}", outcome.bubble());
+    assert_eq!(outcome.plan.as_ref().unwrap().stages.len(), 4);
+}
+
+#[test]
+fn a_mixed_room_survives_a_locked_screen_and_ends() {
+    let outcome = run("mixed");
+    let of = |name: &str| outcome.trace.lives.values().find(|life| life.name == name).unwrap();
+    assert!(of("old").peak_memory > 1e7 && of("hot").busy(&outcome.time) > Duration::from_secs(10));
+    assert!(outcome.steps.iter().any(|step| step.bound.is_some()));
+}
+
+#[test]
+fn a_crowd_takes_its_steps() {
+    let outcome = run("crowd");
+    assert_eq!(outcome.plan.as_ref().unwrap().stages.len(), 64);
+    assert!(outcome.efficiency().unwrap() > 0.8, "{:?}", outcome.efficiency());
+}
+
+#[test]
+fn faults_at_every_point_leave_the_numbers_alone() {
+    let scenario = scenario("faults");
+    for seed in 0..40 {
+        let outcome = scenario.run(seed).unwrap();
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_seed_repeats_a_run_to_the_last_byte_of_its_picture() {
+    let scenario = scenario("faults");
+    let picture = |seed| timeline::svg(&scenario.run(seed).unwrap(), "faults", None);
+    let first = picture(7);
+    assert_eq!(first, picture(7));
+    assert_ne!(first, picture(8));
+    for needed in ["role=\"img\"", "<title", "<desc", "prefers-color-scheme:dark", ">phone 5<", ">step 1<"] {
+        assert!(first.contains(needed), "{needed}");
+    }
+    assert_eq!(first.matches("<g>").count(), first.matches("</g>").count());
+}
+
+#[test]
+fn names_from_a_scenario_are_text_in_the_picture() {
+    let text = "title = \"<script>&\"\n[model]\nkind = \"toy\"\nblocks = 2\nmflop = 5\n[settings]\nsteps = 5\n[[devices]]\nname = \"<b>\"\n";
+    let scenario = Scenario::parse(text).unwrap();
+    let picture = timeline::svg(&scenario.run(0).unwrap(), &scenario.title, None);
+    assert!(picture.contains("&lt;script&gt;&amp;") && picture.contains("&lt;b&gt;"));
+    assert!(!picture.contains("<script") && !picture.contains("<b>"));
+}
+
+#[test]
+fn a_device_without_the_memory_is_killed_and_the_others_go_on() {
+    let text =
+        std::fs::read_to_string(format!("{}/scenarios/even.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let text = format!("{text}\n[[devices]]\nname = \"small\"\ngflops = 20\nmemory_mb = 50\n");
+    let outcome = Scenario::parse(&text).unwrap().run(0).unwrap();
+    assert_eq!(outcome.violation, None);
+    let small = outcome.trace.lives.values().find(|life| life.name == "small").unwrap();
+    assert!(small.gone.is_some() && small.peak_memory > 50e6);
+    assert!(outcome.recoveries.iter().any(|recovery| recovery.what == "small was killed"));
+    assert_eq!(outcome.plan.unwrap().stages.len(), 4);
+}
+
+#[test]
+fn a_host_that_sleeps_holds_everybody_up_and_loses_nobody() {
+    let text =
+        std::fs::read_to_string(format!("{}/scenarios/even.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let text = text.replace("gflops = 200", "gflops = 200\nsleeps = [{ at = 20, seconds = 20 }]");
+    let outcome = Scenario::parse(&text).unwrap().run(0).unwrap();
+    assert_eq!(outcome.violation, None);
+    assert!(outcome.trace.lives.values().all(|life| life.gone.is_none()));
+    let longest = outcome.steps.iter().map(|step| step.took).max().unwrap();
+    assert!(longest > Duration::from_secs(20));
+    assert!(outcome.trace.lives.contains_key(&HOST));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_line() {
+    let good = "[model]\nkind = \"toy\"\nblocks = 2\nmflop = 5\n";
+    assert!(Scenario::parse(good).is_ok());
+    for (bad, line, words) in [
+        ("[[devices]]\nname = \"a\"\nspeed = 3\n", 7, "unknown field `speed`"),
+        ("[[devices]]\ngflops = -1\n", 6, "must be a number above 0"),
+        ("[[devices]]\nloss = 1.0\n", 6, "less than 1"),
+        ("[[devices]]\njoins_at = 5\nleaves_at = 4\n", 5, "leaves before it joins"),
+        ("[[devices]]\nname = \"a\"\n[[devices]]\nname = \"a\"\n", 7, "two devices named \"a\""),
+        ("[[devices]]\ncount = 2000\n", 5, "at most 1024 devices"),
+        ("[[faults]]\nwhat = \"kill\"\ndevice = \"b\"\nat = 3\n", 5, "no device named \"b\""),
+        ("[[faults]]\nwhat = \"kill\"\ndevice = \"host\"\nat = 3\n", 5, "cannot happen to the host"),
+        ("[[faults]]\nwhat = \"pause\"\n", 5, "either the second"),
+        ("[[faults]]\nwhat = \"burn\"\nat = 1\n", 6, "unknown variant `burn`"),
+        ("[[links]]\nbetween = [\"host\", \"host\"]\n", 5, "between two devices"),
+        ("[settings]\nsteps = \"many\"\n", 6, "expected u32"),
+    ] {
+        let error = Scenario::parse(&format!("{good}{bad}")).unwrap_err().to_string();
+        assert!(error.contains(&format!("line {line}")) && error.contains(words), "{bad}{error}");
+    }
+    for (bad, words) in [
+        ("[model]\nkind = \"toy\"\nblocks = 2\n", "line 1: a model of this kind needs `mflop`"),
+        ("[model]\nkind = \"toy\"\nblocks = \"many\"\nmflop = 1\n", "line 3"),
+    ] {
+        let error = Scenario::parse(bad).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let error = Scenario::parse(&format!("{good}[settings]\nsteps = 0\n")).unwrap_err().to_string();
+    assert!(error.contains("steps is 0"), "{error}");
+}
