@@ -287,6 +287,14 @@ impl Costs {
         self.work[to] - self.work[from]
     }
 
+    /// The host's own work of a step with the first blocks.
+    pub(crate) fn least_of_host(&self, blocks: usize) -> u64 {
+        let (forward, backward) = self.jobs(0, 0, blocks, false);
+        self.sum(
+            [0, 1].map(|size: usize| forward[size] + backward[size] + self.front[size] + self.head[size]),
+        )
+    }
+
     /// Whether two devices are the same in everything that counts.
     pub(crate) fn twins(&self, a: usize, b: usize) -> bool {
         let (one, other) = (&self.units[a], &self.units[b]);

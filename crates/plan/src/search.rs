@@ -4,9 +4,9 @@
 //! found so far:
 //! 1. For several orders of the devices, dynamic programming from the end of the pipeline over (device, blocks behind it):
 //!    the shortest way of one micro-batch among the partitions whose slowest stage stays under a cap, for falling caps. This
-//!    is the partition of PipeDream (Narayanan et al. 2019, § 3.1) for unequal devices of limited memory, where a device may
-//!    be left out, as in Confidant's (Chen et al. 2023) and PAC's (Ouyang et al. 2024).
-//! 2. Moves of blocks, devices and order, as long as they help.
+//!    is the partition of PipeDream (Narayanan et al. 2019, § 3.1) for the unequal devices of limited memory that Confidant
+//!    (<https://arxiv.org/abs/2311.13381>) and PAC (Ouyang et al. 2024) plan for; a device may be left out.
+//! 2. Moves of blocks, devices and order: as long as they help, then at a falling heat, then from disturbed copies.
 //! 3. Depth first from the end of the pipeline over every group of devices and every length, leaving out what
 //!    [`Suffix::least`] shows to be no better. If it ends within its effort, the plan is optimal.
 //!
@@ -15,15 +15,25 @@
 use crate::costs::{Costs, Fit, Hop, LaneCost, Layout, Shape, Suffix, bits};
 use crate::timeline::Timeline;
 
-/// Nodes of the complete search, over all ways to cut the batch.
-const NODES: u32 = 150_000;
-/// Steps run by it.
-const STEPS: u32 = 2_000;
-/// Plans that local moves look at, for each way to cut the batch that is tried, and steps that they run.
-const LOOKS: u32 = 4_000;
-const RUNS: u32 = 150;
-/// Ways to cut the batch that local moves work on.
-const REFINED: usize = 2;
+/// Work, positions laid out and jobs run, to find the roomiest plan.
+const WORK: u64 = 100_000;
+/// Work for the plans of dynamic programming.
+const FIRST: u64 = 100_000;
+/// Work for annealing from the best of them.
+const ANNEALED: u64 = 100_000;
+/// Work for disturbed copies of the best.
+const DISTURBED: u64 = 100_000;
+/// Plans of dynamic programming that are gone on with, for each way to cut the batch.
+const STARTS: usize = 6;
+/// Heat of annealing at first, a share of the time.
+const HOT: f64 = 0.05;
+/// Nodes of the complete search, over all ways to cut the batch, and steps run by it.
+const NODES: u32 = 100_000;
+/// Nodes of a first try, which is enough for small rooms.
+const SOON: u32 = 20_000;
+const STEPS: u32 = 1_000;
+/// With more devices the complete search would not end within that: it is left out.
+const COMPLETE: usize = 10;
 
 /// The best plan of a search.
 #[derive(Clone, Debug)]
@@ -38,55 +48,69 @@ pub(crate) struct Found {
 
 /// The fastest plan that fits, over several ways to cut the batch.
 pub(crate) fn fastest(ways: &[Costs]) -> Option<Found> {
-    let mut search = Search::default();
-    let mut starts: Vec<(u64, u64, usize, Shape)> = Vec::new();
+    let mut search = Search::new(FIRST);
+    let mut starts: Vec<(Badness, usize, Shape)> = Vec::new();
     for (index, costs) in ways.iter().enumerate() {
-        if let Some((over, guess, shape)) = search.first(costs) {
-            starts.push((over, guess, index, shape));
-        }
+        starts.extend(search.starts(costs).into_iter().map(|(badness, shape)| (badness, index, shape)));
     }
-    starts.sort_by_key(|start| (start.0, start.1, start.2));
-    for (number, (_, _, index, shape)) in starts.into_iter().enumerate() {
+    starts.sort_by_key(|start| (start.0, start.1));
+    search.work = FIRST;
+    for (_, index, shape) in starts {
         search.index = index;
-        if number < REFINED {
-            search.refine(&ways[index], shape);
-        } else {
-            search.offer(&ways[index], &shape);
-        }
+        search.better(&ways[index], shape);
     }
-    let mut effort = Effort { nodes: NODES, steps: STEPS };
-    for (index, costs) in ways.iter().enumerate() {
-        search.index = index;
-        search.complete(costs, &mut effort);
+    let few = ways.iter().all(|costs| costs.devices <= COMPLETE);
+    let mut proven = few && search.prove(ways, SOON);
+    if !proven {
+        search.work = ANNEALED;
+        search.anneal(ways);
+        search.work = DISTURBED;
+        search.disturb(ways);
+        proven = few && search.prove(ways, NODES);
     }
-    let proven = effort.nodes > 0 && effort.steps > 0;
     search.best.map(|(time, index, shape)| Found { index, shape, time, proven })
 }
 
-/// Whether anything fits; the plan that lacks the fewest bytes that was found.
+/// The plan that lacks the fewest bytes of those looked at, and how many; 0 if one fits.
 pub(crate) fn roomiest(costs: &Costs) -> (u64, Shape) {
-    let mut search = Search::default();
-    let start = search.first(costs).map(|(_, _, shape)| shape);
-    let start = start.unwrap_or_else(|| Shape { host: costs.blocks, stages: Vec::new() });
-    let (over, shape) = search.climb(costs, start, LOOKS, |search, shape| {
-        search.layout.lay(costs, shape, None);
-        Some((search.layout.over, 0))
-    });
+    let mut search = Search::new(WORK);
+    let (over, shape) = search.starts(costs).into_iter().next().unwrap_or_default();
+    if over.0 == 0 && costs.blocks == shape.host + shape.stages.iter().map(|row| row.1).sum::<usize>() {
+        return (0, shape);
+    }
+    search.work = WORK;
+    let (over, shape) = search.climb(costs, shape, Judge::Guess);
     if over.0 == 0 {
         return (0, shape);
     }
-    let mut effort = Effort { nodes: NODES, steps: 1 };
+    let mut effort = Effort { nodes: NODES / 4, steps: 1 };
     search.complete(costs, &mut effort);
     search.best.map_or((over.0, shape), |(_, _, shape)| (0, shape))
 }
 
-#[derive(Debug, Default)]
+/// Bytes that are lacking, then time.
+type Badness = (u64, u64);
+
+/// By what plans are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judge {
+    /// In constant time a position.
+    Guess,
+    /// By running a step.
+    Run,
+}
+
+#[derive(Debug)]
 struct Search {
     best: Option<(u64, usize, Shape)>,
     /// Which way to cut the batch is being looked at.
     index: usize,
     layout: Layout,
     timeline: Timeline,
+    /// Work left.
+    work: u64,
+    /// Numbers that look random, the same every time (xorshift, Marsaglia 2003).
+    state: u64,
 }
 
 #[derive(Debug)]
@@ -95,10 +119,12 @@ struct Effort {
     steps: u32,
 }
 
-/// Bytes that are lacking, then time.
-type Badness = (u64, u64);
-
 impl Search {
+    fn new(work: u64) -> Self {
+        let (layout, timeline) = (Layout::default(), Timeline::default());
+        Self { best: None, index: 0, layout, timeline, work, state: 0x9e37_79b9_7f4a_7c15 }
+    }
+
     fn limit(&self) -> u64 {
         self.best.as_ref().map_or(u64::MAX, |best| best.0)
     }
@@ -113,101 +139,157 @@ impl Search {
         time
     }
 
-    fn offer(&mut self, costs: &Costs, shape: &Shape) {
+    /// How bad a shape is; no more exactly than to tell that it is no better than `than`.
+    fn judge(&mut self, costs: &Costs, shape: &Shape, judge: Judge, than: Badness) -> Badness {
         self.layout.lay(costs, shape, None);
-        if self.layout.over == 0 && self.layout.bound_and_guess(costs).0 < self.limit() {
-            self.time(costs, shape);
+        let over = self.layout.over;
+        let (bound, guess) = self.layout.bound_and_guess(costs);
+        self.work = self.work.saturating_sub(self.layout.lanes.len() as u64);
+        match judge {
+            // The bound is often what it takes, where the guess is far above.
+            Judge::Guess => (over, bound + guess),
+            Judge::Run if over > 0 || bound >= than.1 => (over, u64::MAX),
+            Judge::Run => {
+                let jobs = costs.micro_batches() * (2 * self.layout.lanes.len() as u64 + 1);
+                self.work = self.work.saturating_sub(jobs);
+                (0, self.time(costs, shape))
+            }
         }
     }
 
-    fn guess(&mut self, costs: &Costs, shape: &Shape) -> Badness {
-        self.layout.lay(costs, shape, None);
-        (self.layout.over, self.layout.bound_and_guess(costs).1)
-    }
-
-    /// The best by guess of the partitions of several orders.
-    fn first(&mut self, costs: &Costs) -> Option<(u64, u64, Shape)> {
-        let mut best = None;
+    /// The partitions of several orders, the best by guess first.
+    fn starts(&mut self, costs: &Costs) -> Vec<(Badness, Shape)> {
+        let mut starts = Vec::new();
         let mut table = Table::default();
         for order in orders(costs) {
-            let mut cap = u64::MAX;
-            let mut misses = 0;
+            let (mut cap, mut best, mut misses) = (u64::MAX, (u64::MAX, u64::MAX), 0);
             while let Some((shape, slowest)) = table.partition(costs, &order, cap) {
-                misses = if self.consider(costs, shape, &mut best) { 0 } else { misses + 1 };
-                if misses > 3 {
+                let badness = self.judge(costs, &shape, Judge::Guess, best);
+                misses = if badness < best { 0 } else { misses + 1 };
+                best = best.min(badness);
+                starts.push((badness, shape));
+                if misses > 3 || slowest == 0 {
                     break;
                 }
                 cap = slowest - slowest / 10 - 1;
-                if slowest == 0 {
-                    break;
-                }
             }
         }
         if costs.host_blocks >= costs.blocks {
-            self.consider(costs, Shape { host: costs.blocks, stages: Vec::new() }, &mut best);
+            let shape = Shape { host: costs.blocks, stages: Vec::new() };
+            starts.push((self.judge(costs, &shape, Judge::Guess, (0, 0)), shape));
         }
-        if best.is_none() {
+        if starts.iter().all(|start| start.0.0 > 0) && costs.devices > 0 {
             // Nothing fits: as even as it goes over all, for the moves to start from.
             let stages = crate::even_split(u16::try_from(costs.blocks).unwrap_or(u16::MAX), costs.devices);
             let stages = (0..).zip(stages).map(|(device, blocks)| (1u64 << device, blocks.len())).collect();
-            if costs.devices > 0 {
-                self.consider(costs, Shape { host: 0, stages }, &mut best);
+            let shape = Shape { host: 0, stages };
+            starts.push((self.judge(costs, &shape, Judge::Guess, (0, 0)), shape));
+        }
+        starts.sort_by_key(|start| start.0);
+        starts.dedup_by(|a, b| a.1 == b.1);
+        starts.truncate(STARTS);
+        starts
+    }
+
+    /// Betters a shape by moves, first by guess, then by running steps.
+    fn better(&mut self, costs: &Costs, shape: Shape) {
+        let (_, shape) = self.climb(costs, shape, Judge::Guess);
+        self.climb(costs, shape, Judge::Run);
+    }
+
+    /// Simulated annealing (Kirkpatrick et al. 1983) from the best plan, by guess; what it finds on its way is offered.
+    fn anneal(&mut self, ways: &[Costs]) {
+        let Some((_, mut index, mut shape)) = self.best.clone() else { return };
+        let all = self.work;
+        let mut current = self.judge(&ways[index], &shape, Judge::Guess, (0, 0)).1;
+        let (start, mut lowest) = (current as f64, current);
+        let mut trial = Shape::default();
+        while self.work > 0 && all > 0 {
+            let share = self.work as f64 / all as f64;
+            let heat = start * HOT * share * share * share;
+            let mut way = index;
+            trial.host = shape.host;
+            trial.stages.clone_from(&shape.stages);
+            if self.random(32) == 0 {
+                way = self.random(ways.len());
+            } else {
+                let (places, devices) = (shape.stages.len() + 1, ways[index].devices);
+                let kind = u8::try_from(self.random(MOVES.into())).unwrap_or(0);
+                let (a, b) = (self.random(places), self.random(places.max(devices)));
+                if !apply(kind, a, b, &mut trial, &ways[index]) {
+                    self.work = self.work.saturating_sub(1);
+                    continue;
+                }
+            }
+            self.index = way;
+            let (over, found) = self.judge(&ways[way], &trial, Judge::Guess, (0, 0));
+            if over > 0 {
+                continue;
+            }
+            // About the probability exp(−x) of the textbook, in numbers that are the same on every machine.
+            let x = found.saturating_sub(current) as f64 / heat.max(1.0);
+            let chance = 1.0 / (1.0 + x + x * x / 2.0 + x * x * x / 6.0);
+            if found <= current || (self.random(1 << 20) as f64) < chance * f64::from(1 << 20) {
+                (index, current) = (way, found);
+                std::mem::swap(&mut shape, &mut trial);
+                if current < lowest {
+                    lowest = current;
+                    self.judge(&ways[index], &shape, Judge::Run, (0, self.limit()));
+                }
             }
         }
-        best
     }
 
-    fn consider(&mut self, costs: &Costs, shape: Shape, best: &mut Option<(u64, u64, Shape)>) -> bool {
-        let (over, guess) = self.guess(costs, &shape);
-        let better = best.as_ref().is_none_or(|best| (over, guess) < (best.0, best.1));
-        if better {
-            *best = Some((over, guess, shape));
+    /// Betters disturbed copies of the best plan.
+    fn disturb(&mut self, ways: &[Costs]) {
+        while let Some((_, index, mut shape)) = self.best.clone().filter(|_| self.work > 0) {
+            let costs = &ways[index];
+            self.index = index;
+            let mut trial = Shape::default();
+            let mut left = 2 + self.random(3);
+            for _ in 0..100 {
+                let places = shape.stages.len() + 1;
+                let kind = u8::try_from(self.random(MOVES.into())).unwrap_or(0);
+                let (a, b) = (self.random(places), self.random(places.max(costs.devices)));
+                trial.clone_from(&shape);
+                if apply(kind, a, b, &mut trial, costs) {
+                    std::mem::swap(&mut shape, &mut trial);
+                    left -= 1;
+                    if left == 0 {
+                        break;
+                    }
+                }
+            }
+            self.work = self.work.saturating_sub(100);
+            self.better(costs, shape);
         }
-        better
     }
 
-    fn refine(&mut self, costs: &Costs, shape: Shape) {
-        let (_, shape) = self.climb(costs, shape, LOOKS, |search, shape| Some(search.guess(costs, shape)));
-        self.offer(costs, &shape);
-        let mut runs = RUNS;
-        self.climb(costs, shape, LOOKS / 2, |search, shape| {
-            search.layout.lay(costs, shape, None);
-            if search.layout.over > 0 {
-                return Some((search.layout.over, 0));
-            }
-            if search.layout.bound_and_guess(costs).0 >= search.limit() && search.best.is_some() {
-                // It cannot be better than the best; that it is at most as good is all there is to say.
-                return Some((0, u64::MAX));
-            }
-            runs = runs.checked_sub(1)?;
-            Some((0, search.time(costs, shape)))
-        });
+    /// A number under `below`.
+    fn random(&mut self, below: usize) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        usize::try_from(self.state >> 33).unwrap_or(0) % below.max(1)
     }
 
-    /// Takes moves as long as they help and `looks` last.
-    fn climb(
-        &mut self,
-        costs: &Costs,
-        mut shape: Shape,
-        mut looks: u32,
-        mut judge: impl FnMut(&mut Self, &Shape) -> Option<Badness>,
-    ) -> (Badness, Shape) {
-        let Some(mut badness) = judge(self, &shape) else { return ((u64::MAX, u64::MAX), shape) };
+    /// Takes moves as long as they help and the work lasts.
+    fn climb(&mut self, costs: &Costs, mut shape: Shape, judge: Judge) -> (Badness, Shape) {
+        let mut badness = self.judge(costs, &shape, judge, (0, u64::MAX));
         let mut trial = Shape::default();
         loop {
             let mut moved = false;
             for kind in 0..MOVES {
                 let (mut a, mut b) = (0, 0);
                 // Over the shape as it is by then: a move that helped is not undone to look at the others.
-                while a <= shape.stages.len() + costs.devices {
+                while a <= shape.stages.len().max(costs.devices) {
                     trial.host = shape.host;
                     trial.stages.clone_from(&shape.stages);
                     if apply(kind, a, b, &mut trial, costs) {
-                        looks = match looks.checked_sub(1) {
-                            Some(looks) => looks,
-                            None => return (badness, shape),
-                        };
-                        let Some(found) = judge(self, &trial) else { return (badness, shape) };
+                        if self.work == 0 {
+                            return (badness, shape);
+                        }
+                        let found = self.judge(costs, &trial, judge, badness);
                         if found < badness {
                             badness = found;
                             std::mem::swap(&mut shape, &mut trial);
@@ -216,7 +298,7 @@ impl Search {
                         }
                     }
                     b += 1;
-                    if b > shape.stages.len() + costs.devices {
+                    if b > shape.stages.len().max(costs.devices) {
                         (a, b) = (a + 1, 0);
                     }
                 }
@@ -225,6 +307,16 @@ impl Search {
                 return (badness, shape);
             }
         }
+    }
+
+    /// Looks at every plan that may be better than the best, if `nodes` suffice for that.
+    fn prove(&mut self, ways: &[Costs], nodes: u32) -> bool {
+        let mut effort = Effort { nodes, steps: STEPS };
+        for (index, costs) in ways.iter().enumerate() {
+            self.index = index;
+            self.complete(costs, &mut effort);
+        }
+        effort.nodes > 0 && effort.steps > 0
     }
 
     fn complete(&mut self, costs: &Costs, effort: &mut Effort) {
@@ -497,7 +589,7 @@ impl Walk<'_> {
         next: &[LaneCost],
     ) {
         let costs = self.costs;
-        if left <= costs.host_blocks {
+        if left <= costs.host_blocks && costs.least_of_host(left) < search.limit() {
             let stages = self.rows.iter().rev().copied().collect();
             let shape = Shape { host: left, stages };
             search.layout.lay(costs, &shape, None);

@@ -22,6 +22,9 @@ pub(crate) struct Options {
 enum Bench {
     /// The products with frozen matrices of every storage, beside burn's f32 matmul (crates/kernels).
     Matmul,
+    /// The planner on random rooms: beside an equal split, the fastest device alone and every plan there is; its own time
+    /// (crates/plan).
+    Plan,
     /// A whole run in tabs of headless Chromium, each a process of its own: losses, seconds a step, and the most memory
     /// that every tab had (tests/).
     Tabs,
@@ -33,6 +36,11 @@ pub(crate) fn bench(workspace: &Workspace, options: &Options) -> Result<()> {
         // No package named: the default members have the features that burn is built with already.
         Bench::Matmul => process::run(
             cargo::cargo(workspace).args(["bench", "--bench", "matmul", "--"]).args(&options.arguments),
+        ),
+        Bench::Plan => process::run(
+            cargo::cargo(workspace)
+                .args(["bench", "--package", "baton-plan", "--bench", "rooms", "--"])
+                .args(&options.arguments),
         ),
         Bench::Tabs => {
             let run = ["run", "--release", "--package", "baton-e2e", "--bin", "tabs", "--"];
