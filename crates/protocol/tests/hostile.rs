@@ -343,6 +343,7 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                 config: "{}".into(),
                 manifest: Vec::new(),
                 committed: Step(hostile.rng.random_range(0..10)),
+                profile: None,
                 states: hostile.states(),
             })),
             13 if job.is_some() && hostile.rng.random_ratio(1, 20) => {

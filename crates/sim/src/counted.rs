@@ -1,7 +1,7 @@
 //! A model without numbers, for rooms of a thousand devices: its blocks count their updates, so that a step that is lost
 //! or made twice is seen.
 
-use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
+use crate::engine::{HostEngine, JobError, Model, StageEngine, Text, even_profile};
 use crate::violation::Violation;
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{self, Start, StepReport};
@@ -133,6 +133,7 @@ impl Model for Counted {
             source: ModelSource::Host,
             config: "{}".into(),
             manifest: Vec::new(),
+            profile: Some(even_profile(self.blocks)),
             committed: Step(0),
             states: Vec::new(),
             head: false,

@@ -1,11 +1,33 @@
 //! What computes behind the machines: the same jobs, by a toy, by a cost model or by the real engine.
 
 use crate::violation::Violation;
+use baton_plan::{BlockProfile, EndsProfile, Growth, ModelProfile};
 use baton_protocol::coordinator::{self, Start, StepReport};
 use baton_protocol::message::BlockBytes;
 use baton_protocol::run::Settings;
 use baton_protocol::stage::{self, Failure};
 use std::fmt::Debug;
+
+/// A model whose blocks are all alike and weigh nothing, as the planner is told of it.
+pub(crate) fn even_profile(blocks: u16) -> ModelProfile {
+    let block = BlockProfile {
+        work: 1.0,
+        frozen: [0; 4],
+        adapters: 0,
+        state: 0,
+        kept: Growth::default(),
+        input: Growth::default(),
+        open: Growth::default(),
+        open_recompute: Growth::default(),
+    };
+    ModelProfile {
+        blocks: vec![block; blocks.into()],
+        ends: EndsProfile::default(),
+        tokens: 1,
+        hidden: 1,
+        buffers: Growth::default(),
+    }
+}
 
 /// Why a job gave nothing.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -4,7 +4,7 @@
 //! as a boundary does, gradients are added up sample by sample, and a loss or a sum of squares is rounded to f32 before
 //! it is added: so every number is the same to the last bit, however blocks are split in stages and batches in slices.
 
-use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
+use crate::engine::{HostEngine, JobError, Model, StageEngine, Text, even_profile};
 use crate::violation::Violation;
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{self, Start, StepReport};
@@ -445,6 +445,7 @@ impl Model for ToyModel {
             source: ModelSource::Host,
             config: "{}".into(),
             manifest: Vec::new(),
+            profile: Some(even_profile(self.toy.blocks)),
             committed: Step(0),
             states: Vec::new(),
             head: self.toy.head,

@@ -57,7 +57,8 @@ fn a_late_joiner_is_put_to_work_between_two_steps() {
         let plan = newest_plan(&world);
         world.act(Act::Join);
         world.run_until(|world| blocks(world).len() == 3).unwrap();
-        assert_eq!(blocks(&world), [(peer(0), 0..2), (peer(1), 2..4), (peer(2), 4..6)]);
+        let order: Vec<PeerId> = blocks(&world).iter().map(|(id, _)| *id).collect();
+        assert_eq!(order, [peer(0), peer(1), peer(2)], "nobody changes places");
         assert_eq!(newest_plan(&world).0.max(plan.0 + 1), plan.0 + 1, "one change is enough");
         world.settle().unwrap();
         world.assert_equals_reference();
@@ -168,5 +169,26 @@ fn a_device_that_is_there_and_does_nothing_is_named_and_worked_around() {
         world.assert_equals_reference();
         let name = format!("phone {idle}");
         assert!(world.left.iter().any(|(device, why)| *device == name && why.contains("did not get on")));
+    }
+}
+
+#[test]
+fn a_slow_device_is_left_fewer_blocks_and_the_room_settles() {
+    for seed in 0..8 {
+        let mut scenario = scenario(3, 1_500);
+        scenario.toy.blocks = 12;
+        let mut world = World::new(scenario, seed).unwrap();
+        world.slow_down(peer(1), 6);
+        world.settle().unwrap();
+        world.assert_equals_reference();
+        let share =
+            |id| blocks(&world).iter().find(|(owner, _)| *owner == id).map_or(0, |(_, own)| own.len());
+        assert!(share(peer(1)) <= 2 && share(peer(0)).abs_diff(share(peer(2))) <= 2, "{:?}", blocks(&world));
+        assert!(newest_plan(&world).0 <= 8, "it goes on moving: {:?}", newest_plan(&world));
+        // Before anything was known of them, and in the end.
+        let (first, last) = (&world.committed[..4], &world.committed[world.committed.len() - 61..]);
+        let time =
+            |steps: &[(_, Duration)]| (steps[steps.len() - 1].1 - steps[0].1) / (steps.len() as u32 - 1);
+        assert!(time(last) * 5 < time(first) * 4, "{:?} and then {:?}", time(first), time(last));
     }
 }

@@ -676,8 +676,17 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         self.run_model = Some((model, base, run_config));
         self.settings = settings.clone();
         let states = Vec::new();
-        let start =
-            Start { settings, blocks, source, config, manifest: bytes, committed: Step(0), states, head };
+        let start = Start {
+            settings,
+            blocks,
+            source,
+            config,
+            manifest: bytes,
+            profile: None,
+            committed: Step(0),
+            states,
+            head,
+        };
         self.handle(Event::Start(Box::new(start)));
         Ok(())
     }

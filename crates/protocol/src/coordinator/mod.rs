@@ -6,6 +6,7 @@
 //! comes gets its blocks ready while the others train, and the plan changes between two steps.
 
 mod replan;
+mod room;
 mod roster;
 mod state;
 mod step;
@@ -18,13 +19,11 @@ use crate::message::{BlockBytes, Device, Message, RoomState, Times};
 use crate::pulse::Presence;
 use crate::run::{ModelSource, Settings};
 use crate::stage::{Failure, HEARTBEAT};
+use baton_plan::ModelProfile;
 use state::{Drive, End, Kind, Peer, Run};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
-
-/// How much the newest time of a device weighs against those before.
-const PACE_WEIGHT: f64 = 0.3;
 
 /// What happened.
 #[derive(Debug)]
@@ -112,6 +111,8 @@ pub struct Start {
     pub committed: Step,
     /// Adapters to start from; empty for fresh ones.
     pub states: Vec<BlockBytes>,
+    /// Bytes and relative work of the model's blocks, for the planner; without it every block is as any other.
+    pub profile: Option<ModelProfile>,
     /// Whether the host trains a head of its own. Its state travels as that of the block after the last.
     pub head: bool,
 }
@@ -591,15 +592,13 @@ impl Coordinator {
         }
     }
 
-    /// What a step took a stage, as a smoothed time for a block and a micro-batch.
+    /// What a step took a stage, as times for a block and a micro-batch.
     fn timed(&mut self, from: PeerId, times: Times) {
         let Some(run) = &self.run else { return };
         let Some(blocks) = run.plan.shape.blocks_of(from) else { return };
         let passes = f64::from(run.start.settings.micro_batches) * blocks.len() as f64;
-        let pace = (times.forward.as_secs_f64() + times.backward.as_secs_f64()) / passes;
-        if let Some(peer) = self.peers.get_mut(&from).filter(|_| pace.is_finite()) {
-            // The first pass of a plan compiles kernels and touches memory for the first time: it weighs no more than others.
-            peer.pace = Some(peer.pace.map_or(pace, |old| old + PACE_WEIGHT * (pace - old)));
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.pace.add(times.forward.as_secs_f64() / passes, times.backward.as_secs_f64() / passes);
         }
     }
 

@@ -4,18 +4,29 @@
 //! the room goes on within a second. What that costs in balance is made up for later, between two steps, when every
 //! device has ready what is new to it, and only if it is worth it.
 
-use super::state::{Intent, OpenStep, Plan, Shape, Warm};
+use super::state::{Intent, OpenStep, Plan, Run, Shape, Warm};
 use super::{Coordinator, Drive, Output, RoomState};
 use crate::ids::{Generation, PeerId, StageIndex, Step};
 use crate::message::{Assign, Message};
 use baton_plan::even_split;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::time::Duration;
 
 /// A plan is left for another one only if that is faster by this much...
-const WORTH: f64 = 0.85;
+const WORTH: f64 = 0.9;
 /// ... and at least so many steps are left to be made with it.
 const STEPS_LEFT: u32 = 2;
+/// Another order of the same devices must be faster by this much.
+const REORDER: f64 = 0.8;
+/// How often a better plan is looked for while nobody comes or goes.
+const CONSIDER: Duration = Duration::from_secs(5);
+/// How long the same devices keep their shares after these were changed once; twice as long after each time more.
+const DWELL: Duration = Duration::from_secs(10);
+/// So often that doubles.
+const MOST_DWELL: u32 = 4;
+/// ... unless a plan is as much faster as this.
+const FAR_OFF: f64 = 0.6;
 
 impl Coordinator {
     /// The best plan for the devices that are there, whatever the one in force.
@@ -29,9 +40,34 @@ impl Coordinator {
         }
         // Who has a stage keeps its place in the ring.
         chosen.sort_by_key(|id| run.plan.position(*id).unwrap_or(usize::MAX));
-        let split = even_split(run.start.blocks, chosen.len());
-        let host = if split.is_empty() { 0..run.start.blocks } else { 0..0 };
-        Shape { host, stages: chosen.into_iter().zip(split).collect() }
+        let in_order = self.in_order(&chosen, run.start.blocks);
+        match self.planned(&chosen) {
+            Some(best) if self.is_much_faster(&best, &in_order) => best,
+            _ => in_order,
+        }
+    }
+
+    /// The devices in this order, each with so many blocks that the slowest stage is as fast as can be.
+    fn in_order(&self, devices: &[PeerId], blocks: u16) -> Shape {
+        let split = match self.paces(devices) {
+            None => even_split(blocks, devices.len()),
+            Some(paces) => {
+                let paces: Vec<f64> = paces.iter().map(|[forward, backward]| forward + backward).collect();
+                split_by_pace(blocks, &paces)
+            }
+        };
+        let host = if devices.is_empty() { 0..blocks } else { 0..0 };
+        let stages = devices.iter().copied().zip(split).filter(|(_, blocks)| !blocks.is_empty());
+        Shape { host, stages: stages.collect() }
+    }
+
+    /// Whether a plan is worth another order of the devices, which moves most of the blocks.
+    fn is_much_faster(&self, new: &Shape, old: &Shape) -> bool {
+        let fits = |shape: &Shape| self.fits(shape).unwrap_or(true);
+        match (self.step_time(new), self.step_time(old)) {
+            (Some(new), Some(old_time)) => new < REORDER * old_time || !fits(old),
+            _ => false,
+        }
     }
 
     /// The plan nearest to the one in force without the devices that are not there any more.
@@ -84,34 +120,58 @@ impl Coordinator {
         }
     }
 
-    /// How long the slowest stage of a plan takes for a micro-batch, in the time of an average device for a block.
-    fn bottleneck(&self, shape: &Shape) -> f64 {
-        let known: Vec<f64> = self.peers.values().filter_map(|peer| peer.pace).collect();
-        let average = known.iter().sum::<f64>() / known.len().max(1) as f64;
-        let pace = |id: &PeerId| {
-            let pace = self.peers.get(id).and_then(|peer| peer.pace);
-            pace.filter(|_| average > 0.0).map_or(1.0, |pace| pace / average)
-        };
-        let stage = |(id, blocks): &(PeerId, Range<u16>)| blocks.len() as f64 * pace(id);
-        shape.stages.iter().map(stage).fold(shape.host.len() as f64, f64::max)
+    /// Somebody came or left: a better plan is looked for now.
+    pub(super) fn reconsider(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.consider_at = Duration::ZERO;
+        }
+        self.consider();
     }
 
     /// Looks for a better plan than the one in force, and has everybody get ready for it; keeps spares ready.
     pub(super) fn consider(&mut self) {
-        let wanted = self.design();
         let Some(run) = self.run.as_ref().filter(|run| run.is_live() && run.deserted.is_none()) else {
             return;
         };
-        let usable = self.usable();
-        if run.intent.is_none() {
-            let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
-            let better = self.bottleneck(&wanted) < WORTH * self.bottleneck(&run.plan.shape);
-            if !wanted.stages.is_empty() && wanted != run.plan.shape && better && steps_left > STEPS_LEFT {
+        if run.intent.is_none() && self.now >= run.consider_at {
+            let wanted = self.design();
+            let worth = self.is_worth(run, &wanted);
+            if let Some(run) = &mut self.run {
+                run.consider_at = self.now + CONSIDER;
+                if worth {
+                    run.balanced = (self.now, run.balanced.1.saturating_add(1));
+                }
+            }
+            if worth {
                 self.intend(wanted);
             }
         }
-        for id in usable {
+        for id in self.usable() {
             self.keep_ready(id);
+        }
+    }
+
+    /// Whether a plan is so much better than the one in force that the way to it pays in the steps that are left.
+    fn is_worth(&self, run: &Run, wanted: &Shape) -> bool {
+        let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
+        let now = &run.plan.shape;
+        if wanted.stages.is_empty() || wanted == now || steps_left <= STEPS_LEFT {
+            return false;
+        }
+        // The same devices in other proportions: the more often that was done, the longer it is left alone, unless it is
+        // far off.
+        let (last, times) = run.balanced;
+        let is_new = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.fresh);
+        let rests = !wanted.stages.iter().any(|(id, _)| is_new(id))
+            && self.now < last + DWELL.saturating_mul(1 << times.min(MOST_DWELL));
+        match (self.step_time(wanted), self.step_time(now)) {
+            (Some(new), Some(old)) if rests && new > FAR_OFF * old => false,
+            (Some(new), Some(old)) => {
+                let moved = moved(now, wanted);
+                let seconds = self.seconds_to_move(moved);
+                new < WORTH * old && (old - new) * f64::from(steps_left) > seconds
+            }
+            _ => !rests && longest(wanted) < WORTH * longest(now),
         }
     }
 
@@ -234,6 +294,7 @@ impl Coordinator {
             assign.states = states.map(|(_, state)| state.clone()).collect();
             if let Some(peer) = self.peers.get_mut(id) {
                 (peer.progress, peer.stirred, peer.warm) = ((0, 0), now, None);
+                peer.fresh = false;
             }
             self.send(*id, Message::Assign(Box::new(assign)));
         }
@@ -262,6 +323,40 @@ impl Coordinator {
         }
         self.outputs.push_back(Output::Changed);
     }
+}
+
+/// Blocks of the longest stage.
+fn longest(shape: &Shape) -> f64 {
+    let most = shape.stages.iter().map(|(_, blocks)| blocks.len()).max().unwrap_or(0);
+    most.max(shape.host.len()) as f64
+}
+
+/// Blocks that a device has to get that it does not run now.
+fn moved(now: &Shape, wanted: &Shape) -> Vec<u16> {
+    let stages = wanted.stages.iter();
+    let new = stages.flat_map(|(id, blocks)| {
+        let own = now.blocks_of(*id).cloned().unwrap_or_default();
+        blocks.clone().filter(move |block| !own.contains(block))
+    });
+    new.collect()
+}
+
+/// Cuts blocks in stages of devices of these paces (seconds a block), so that the slowest stage is as fast as can be; a
+/// device that would only hold the others up gets none. Each block goes to the device that would be done with it first.
+fn split_by_pace(blocks: u16, paces: &[f64]) -> Vec<Range<u16>> {
+    let mut lens = vec![0_u16; paces.len()];
+    for _ in 0..blocks {
+        let done = |at: &usize| (f64::from(lens[*at]) + 1.0) * paces[*at];
+        if let Some(first) = (0..paces.len()).min_by(|a, b| done(a).total_cmp(&done(b))) {
+            lens[first] += 1;
+        }
+    }
+    let mut start = 0;
+    let range = |len: u16| {
+        start += len;
+        start - len..start
+    };
+    lens.into_iter().map(range).collect()
 }
 
 /// Gives the blocks of stages without an owner to the stages beside them, so that these end up as even as they can.

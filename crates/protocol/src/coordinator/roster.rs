@@ -43,7 +43,7 @@ impl Coordinator {
             }
             self.mend();
         }
-        self.consider();
+        self.reconsider();
     }
 
     pub(super) fn presence(&mut self, id: PeerId, presence: Presence) {
@@ -54,7 +54,10 @@ impl Coordinator {
         }
         self.outputs.push_back(Output::Changed);
         let reason = match presence {
-            Presence::Present => return self.came(),
+            Presence::Present => {
+                peer.fresh = true;
+                return self.came();
+            }
             Presence::Hidden => "its page is hidden or its screen locked",
             Presence::Silent => "it is not heard any more",
         };
@@ -104,7 +107,7 @@ impl Coordinator {
             ));
         }
         self.mend();
-        self.consider();
+        self.reconsider();
     }
 
     /// What a person calls a device.

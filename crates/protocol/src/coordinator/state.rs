@@ -31,14 +31,52 @@ pub(super) struct Peer {
     pub(super) progress: (u64, u64),
     pub(super) ready: Option<Generation>,
     pub(super) warm: Option<Warm>,
+    /// It came, or came back, and was not given a stage since.
+    pub(super) fresh: bool,
     /// How often it dropped out of a plan and came back.
     pub(super) strikes: u32,
     /// It is given no stage before, unless nobody else is there.
     pub(super) rests_until: Duration,
     /// How often it called what a neighbour sent unreadable.
     pub(super) accusations: u8,
-    /// Seconds that a forward and a backward pass of a micro-batch take it for a block; smoothed.
-    pub(super) pace: Option<f64>,
+    /// What its passes took in the last steps.
+    pub(super) pace: Pace,
+}
+
+/// Seconds that a forward and a backward pass of a micro-batch took a device for a block, in its last steps.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    recent: VecDeque<[f64; 2]>,
+}
+
+impl Pace {
+    /// Steps that count. One that was disturbed does not move their median: the first of a plan compiles kernels, and any
+    /// may have met another program.
+    const STEPS: usize = 9;
+    /// Steps before which nothing is said.
+    const KNOWN: usize = 3;
+
+    pub(super) fn add(&mut self, forward: f64, backward: f64) {
+        if forward.is_finite() && backward.is_finite() {
+            self.recent.push_back([forward, backward]);
+            if self.recent.len() > Self::STEPS {
+                self.recent.pop_front();
+            }
+        }
+    }
+
+    /// The medians of both.
+    pub(super) fn get(&self) -> Option<[f64; 2]> {
+        let median = |which: usize| {
+            let mut times: Vec<f64> = self.recent.iter().map(|times| times[which]).collect();
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied()
+        };
+        if self.recent.len() < Self::KNOWN {
+            return None;
+        }
+        Some([median(0)?, median(1)?])
+    }
 }
 
 /// Blocks that a device was told to have ready.
@@ -61,10 +99,11 @@ impl Peer {
             progress: (0, 0),
             ready: None,
             warm: None,
+            fresh: true,
             strikes: 0,
             rests_until: now,
             accusations: 0,
-            pace: None,
+            pace: Pace::default(),
         }
     }
 
@@ -193,6 +232,10 @@ pub(super) struct Run {
     pub(super) inquiry: Option<Inquiry>,
     /// The longest step so far.
     pub(super) longest_step: Duration,
+    /// When a better plan is looked for next.
+    pub(super) consider_at: Duration,
+    /// When a better plan was last decided on, and how often that was.
+    pub(super) balanced: (Duration, u32),
     /// Steps that are committed; the state that belongs to them.
     pub(super) committed: Step,
     pub(super) states: BTreeMap<u16, BlockBytes>,
@@ -226,6 +269,8 @@ impl Run {
             stirred: now,
             inquiry: None,
             longest_step: Duration::ZERO,
+            consider_at: now,
+            balanced: (now, 0),
             committed: start.committed,
             states,
             open: OpenStep::new(start.committed, &plan, &start.settings),
