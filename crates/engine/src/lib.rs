@@ -4,6 +4,7 @@
 //! * [`cache`]: where pieces of models are kept;
 //! * [`batches`]: which samples are in which micro-batch of which step;
 //! * [`host`] and [`stage`]: the engines behind the coordinator's and the stage's jobs;
+//! * [`profile`]: the model as the planner sees it;
 //! * [`evaluate`]: judging the model on samples kept out of training;
 //! * [`texts`]: texts that the model writes, a token at a time;
 //! * [`alone`] and [`generate`]: training and writing in one process, without channels;
@@ -19,6 +20,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod host;
 pub mod node;
+pub mod profile;
 pub mod source;
 pub mod stage;
 pub mod texts;

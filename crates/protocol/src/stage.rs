@@ -64,6 +64,12 @@ pub enum Event {
     Fetched,
     /// The host stands otherwise than before.
     Presence(Presence),
+    /// The room has a host again, under this number: it may be the same one after a reload. What was loaded is kept, and
+    /// the host is greeted when its links open.
+    HostReturned {
+        /// Its number.
+        host: PeerId,
+    },
     /// The owner of this device leaves.
     Leave,
 }
@@ -194,6 +200,10 @@ pub struct Stage {
     room: RoomState,
     host_presence: Presence,
     steps_done: u32,
+    /// How long it waits for a host that is gone.
+    patience: Duration,
+    /// Since when it waits.
+    orphaned: Option<Duration>,
     /// Blocks whose files are being fetched beside the work.
     fetching: Option<Range<u16>>,
 }
@@ -225,6 +235,8 @@ struct Running {
     generation: Generation,
     kind: Kind,
     since: Duration,
+    /// What it gives is for a host that is gone.
+    is_void: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -346,8 +358,17 @@ impl Stage {
             room: RoomState::Paused,
             host_presence: Presence::Present,
             steps_done: 0,
+            patience: Duration::ZERO,
+            orphaned: None,
             fetching: None,
         }
+    }
+
+    /// Has it keep what it has loaded for so long when the host is gone: for a shell that can find the host again. Without
+    /// it, a stage without a host has ended.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Takes in what happened.
@@ -366,8 +387,9 @@ impl Stage {
                 self.ready_if_complete();
             }
             Event::Lost { peer, reason } if peer == self.host => {
-                self.end(format!("The connection to the host was lost ({reason})."));
+                self.host_gone(format!("The connection to the host was lost ({reason})."), now);
             }
+            Event::HostReturned { host } => self.host_returned(host, now),
             Event::Lost { peer, .. } => self.lost_neighbour(peer),
             Event::Message { from, message } => self.message(from, message, now),
             Event::Progress { loaded, total } => self.progress(loaded, total),
@@ -397,8 +419,13 @@ impl Stage {
         }
         // As in the coordinator: what came while this side slept may still wait to be read.
         self.heard = (self.heard + now.saturating_sub(self.heartbeat)).min(now);
-        if now >= self.heard + SILENCE {
-            self.end(format!("The host has been silent for {} seconds.", SILENCE.as_secs()));
+        if let Some(since) = self.orphaned {
+            self.heartbeat = now + HEARTBEAT;
+            if now >= since + self.patience {
+                self.end(format!("The host did not come back within {} seconds.", self.patience.as_secs()));
+            }
+        } else if now >= self.heard + SILENCE {
+            self.host_gone(format!("The host has been silent for {} seconds.", SILENCE.as_secs()), now);
         } else if now >= self.heartbeat {
             self.heartbeat = now + HEARTBEAT;
             self.send_host(Message::Heartbeat);
@@ -407,7 +434,8 @@ impl Stage {
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        (!matches!(self.phase, Phase::Ended(_))).then(|| self.heartbeat.min(self.heard + SILENCE))
+        let silence = if self.orphaned.is_some() { self.heartbeat } else { self.heard + SILENCE };
+        (!matches!(self.phase, Phase::Ended(_))).then(|| self.heartbeat.min(silence))
     }
 
     /// The next thing to do.
@@ -419,7 +447,7 @@ impl Stage {
     pub fn view(&self) -> View {
         match &self.phase {
             Phase::Ended(reason) => View::Ended(reason.clone()),
-            _ if self.host_presence == Presence::Silent => View::HostSilent,
+            _ if self.orphaned.is_some() || self.host_presence == Presence::Silent => View::HostSilent,
             Phase::Greeting => View::Greeting,
             Phase::Waiting => View::Waiting,
             Phase::Loading(loading) => View::Loading(loading.progress.0, loading.progress.1),
@@ -455,6 +483,31 @@ impl Stage {
 
     fn send(&mut self, to: PeerId, message: Message) {
         self.outputs.push_back(Output::Send { to, message });
+    }
+
+    fn host_gone(&mut self, reason: String, now: Duration) {
+        if self.patience.is_zero() {
+            return self.end(reason);
+        }
+        // The blocks stay where they are; the plan is of a host that is gone, and with it every link.
+        self.orphaned.get_or_insert(now);
+        self.phase = Phase::Greeting;
+        self.links.clear();
+        self.fetching = None;
+        self.room = RoomState::Paused;
+        if let Some(running) = &mut self.running {
+            running.is_void = true;
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+
+    fn host_returned(&mut self, host: PeerId, now: Duration) {
+        if self.patience.is_zero() {
+            return;
+        }
+        self.host_gone(String::new(), now);
+        (self.host, self.orphaned, self.heard) = (host, None, now);
+        self.host_presence = Presence::Present;
     }
 
     fn end(&mut self, reason: String) {
@@ -594,7 +647,9 @@ impl Stage {
         let worth_telling =
             loaded == total || loaded.saturating_sub(loading.progress.0).saturating_mul(100) >= total;
         let generation = loading.assign.generation;
-        if worth_telling && self.running.as_ref().is_some_and(|job| job.generation == generation) {
+        if worth_telling
+            && self.running.as_ref().is_some_and(|job| job.generation == generation && !job.is_void)
+        {
             loading.progress = (loaded, total);
             self.send_host(Message::Progress { generation, loaded, total });
             self.outputs.push_back(Output::Changed);
@@ -650,13 +705,13 @@ impl Stage {
             _ => return,
         };
         if let Some((kind, job)) = next {
-            self.running = Some(Running { generation, kind, since: now });
+            self.running = Some(Running { generation, kind, since: now, is_void: false });
             self.outputs.push_back(Output::Job(job));
         }
     }
 
     fn job_failed(&mut self, reason: String, failure: Failure) {
-        let Some(Running { generation, kind, .. }) = self.running.take() else { return };
+        let Some(Running { generation, kind, is_void: false, .. }) = self.running.take() else { return };
         let Some(assign) = self.current().filter(|assign| assign.generation == generation) else { return };
         let fault = match (failure, kind) {
             (Failure::Input, Kind::Forward(_) | Kind::Infer(_)) => Fault::Input(assign.prev),
@@ -670,7 +725,7 @@ impl Stage {
     }
 
     fn done(&mut self, done: Done, now: Duration) {
-        let Some(Running { generation, kind, since }) = self.running.take() else { return };
+        let Some(Running { generation, kind, since, is_void: false }) = self.running.take() else { return };
         let (host, took) = (self.host, now.saturating_sub(since));
         match &mut self.phase {
             // A load of an assignment before this one leaves this one queued.

@@ -7,6 +7,7 @@ use crate::cache::AnyCache;
 use crate::error::EngineError;
 use crate::evaluate::{Evaluation, Judgement};
 use crate::host::{HostEngine, Requests};
+use crate::profile::model_profile;
 use crate::source::{AnyFiles, Model, Prepared};
 use crate::texts::{Prompt, Text, TextRequest};
 use baton_formats::dataset::{self, Inspection, Lengths, Mapping};
@@ -673,6 +674,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         self.told_end = false;
         self.sample_prompt = prompt;
         let config = model.config_text.clone();
+        let profile = Some(model_profile(&run_config, &settings)?);
         self.run_model = Some((model, base, run_config));
         self.settings = settings.clone();
         let states = Vec::new();
@@ -682,7 +684,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             source,
             config,
             manifest: bytes,
-            profile: None,
+            profile,
             committed: Step(0),
             states,
             head,
