@@ -249,7 +249,7 @@ fn a_stage_gives_away_pieces_of_the_room_s_model_and_of_no_other() {
     assert_eq!(room.ask(sha256(secret)), FileAnswer::Absent);
     room.say(HOST, &golden.assign(ModelSource::Host));
     assert!(room.is_ready(), "{:?}", room.failure());
-    assert_eq!(room.ask(golden.hash()), FileAnswer::Bytes(golden.weights.clone()));
+    assert_eq!(room.ask(golden.hash()), FileAnswer::Bytes(golden.weights));
     assert_eq!(room.ask(sha256(secret)), FileAnswer::Absent);
     assert!(block_on(cache.get(&sha256(secret))).is_some());
 }
