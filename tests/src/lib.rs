@@ -10,6 +10,7 @@ use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -30,6 +31,15 @@ const CHROMIUM_FLAGS: [&str; 11] = [
     "--disable-background-timer-throttling",
     "--disable-renderer-backgrounding",
 ];
+
+/// A script for [`TabOptions`]: hears the engine where [`Server::report_memory`] has it speak, for [`Tab::wasm_memory`].
+pub const WATCH_MEMORY: &str = "
+    window.batonMemory = {};
+    new BroadcastChannel('baton-memory').onmessage = event => {
+        const now = document.querySelector('#stage')?.dataset.state
+            ?? document.querySelector('#phase')?.dataset.phase ?? 'starting';
+        window.batonMemory[now] = Math.max(window.batonMemory[now] ?? 0, event.data);
+    };";
 
 /// A file of the repository.
 pub fn repository(path: &str) -> PathBuf {
@@ -94,8 +104,8 @@ impl Server {
         Ok(Self { url, dist, _process: process })
     }
 
-    /// Has the engines of this copy of the page say on a `BroadcastChannel("baton-memory")`, twice a second, how many
-    /// bytes WebAssembly's memory has. It never shrinks.
+    /// Has the engines of this copy of the page say on a `BroadcastChannel("baton-memory")`, ten times a second where they
+    /// have the time, how many bytes WebAssembly's memory has. It never shrinks.
     pub fn report_memory(&self) -> Result<()> {
         let worker = self.dist.path().join("static/worker.js");
         let text = std::fs::read_to_string(&worker)?;
@@ -103,7 +113,7 @@ impl Server {
         ensure!(text.contains(start), "{} starts no engine by {start:?}", worker.display());
         let text = text.replace(start, &format!("engine = {start}"))
             + "\nlet engine;\nconst memory = new BroadcastChannel('baton-memory');\n\
-               setInterval(() => engine && memory.postMessage(engine.memory.buffer.byteLength), 500);\n";
+               setInterval(() => engine && memory.postMessage(engine.memory.buffer.byteLength), 100);\n";
         // The copy may be a link to the page itself, and the server prefers what is compressed.
         let _ = std::fs::remove_file(worker.with_extension("js.gz"));
         std::fs::remove_file(&worker)?;
@@ -379,6 +389,11 @@ impl Tab {
         }
     }
 
+    /// The most bytes that the engine's WebAssembly had so far, by what the page said that it was doing.
+    pub async fn wasm_memory(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(serde_json::from_value(self.script("return window.batonMemory", vec![]).await?)?)
+    }
+
     /// The most memory that a renderer of this Chromium ever had, in bytes; none where there is no /proc.
     pub fn peak_memory(&self) -> Option<u64> {
         let profile = self.home.path().display().to_string();
@@ -502,12 +517,12 @@ pub async fn join(browser: &Browser, host: &Tab, count: usize, options: &TabOpti
 }
 
 /// An adapter's numbers by tensor name.
-pub fn adapter_tensors(weights: &[u8]) -> Result<std::collections::BTreeMap<String, Vec<f32>>> {
+pub fn adapter_tensors(weights: &[u8]) -> Result<BTreeMap<String, Vec<f32>>> {
     futures_lite(async {
         let mut files = baton_formats::MemoryFiles::new();
         files.insert("adapter_model.safetensors", weights.to_vec());
         let index = baton_formats::TensorIndex::open(&files, "adapter_model.safetensors").await?;
-        let mut tensors = std::collections::BTreeMap::new();
+        let mut tensors = BTreeMap::new();
         for name in index.names() {
             let shape = index.get(name).map(|entry| entry.shape.clone()).unwrap_or_default();
             tensors.insert(name.to_owned(), index.read_f32(&files, name, &shape).await?);

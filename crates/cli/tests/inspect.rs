@@ -198,3 +198,23 @@ fn what_is_no_model_is_refused_in_words() {
     assert!(refused(folder.path()).contains("mamba"));
     assert!(refused(&folder.path().join("a/b/c")).contains("neither a folder"));
 }
+
+#[test]
+fn the_estimate_is_of_the_phones_and_the_settings_that_are_asked_for() {
+    let model = family("llama2");
+    let of = |more: &[&str]| -> Value {
+        let output = inspect(&model, &[&["--json", "--phones", "2"], more].concat());
+        assert!(output.status.success(), "{}", said(&output.stderr));
+        let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(facts["bytes"]["spread"].as_array().unwrap().len(), 1);
+        facts["bytes"]["spread"][0]["stages"][0]["memory"]["nf4"].clone()
+    };
+    let usual = of(&[]);
+    let long = of(&["--seq-len", "256"]);
+    assert!(long["activations"].as_u64() > usual["activations"].as_u64());
+    let few = of(&["--targets", "q_proj", "--lora-rank", "4"]);
+    assert!(few["adapters"].as_u64() < usual["adapters"].as_u64());
+    assert_eq!((&few["frozen"], &few["activations"]), (&usual["frozen"], &usual["activations"]));
+    let output = inspect(&model, &["--targets", "elsewhere"]);
+    assert!(!output.status.success() && said(&output.stderr).contains("elsewhere"));
+}

@@ -1,7 +1,7 @@
 //! `cargo xtask bench tabs`: a whole run in real tabs, with the losses, the seconds a step, and the most memory of each tab.
 
 use anyhow::{Context, Result, bail, ensure};
-use baton_e2e::{Browser, Server, Tab, TabOptions, join};
+use baton_e2e::{Browser, Server, Tab, TabOptions, WATCH_MEMORY, join};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -99,14 +99,8 @@ struct Report {
     tabs: Vec<Memory>,
 }
 
-/// Hears the engine (see [`Server::report_memory`]), and notes when steps were complete.
-const WATCH: &str = "
-    window.batonMemory = {};
-    new BroadcastChannel('baton-memory').onmessage = event => {
-        const now = document.querySelector('#stage')?.dataset.state
-            ?? document.querySelector('#phase')?.dataset.phase ?? 'starting';
-        window.batonMemory[now] = Math.max(window.batonMemory[now] ?? 0, event.data);
-    };
+/// Notes when steps were complete.
+const WATCH_STEPS: &str = "
     window.batonSteps = {};
     setInterval(() => {
         const done = document.querySelector('#loss')?.dataset.step;
@@ -118,7 +112,8 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
     server.report_memory()?;
-    let watched = TabOptions { script: Some(WATCH.into()), ..TabOptions::default() };
+    let watched =
+        TabOptions { script: Some(format!("{WATCH_MEMORY}{WATCH_STEPS}")), ..TabOptions::default() };
     let host = browser.open(&format!("{}?backend=cpu", server.url), &watched).await?;
     prepare(&host, &server, &options).await?;
     let stages = join(&browser, &host, options.stages, &watched).await?;
@@ -241,7 +236,7 @@ async fn measure(
     planned: Vec<Planned>,
     begun: f64,
 ) -> Result<Report> {
-    // The engines speak twice a second.
+    // The engines speak now and then.
     tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
     let losses = host.losses().await?;
     let rows =
@@ -252,7 +247,7 @@ async fn measure(
     let seconds = (1..=losses.len()).filter_map(|step| Some(times.get(&step.to_string())? - begun)).collect();
     let mut tabs = Vec::new();
     for (index, tab) in std::iter::once(host).chain(stages).enumerate() {
-        let wasm = serde_json::from_value(tab.script("return window.batonMemory", vec![]).await?)?;
+        let wasm = tab.wasm_memory().await?;
         let is_host = index == 0;
         let blocks = match is_host {
             true => String::new(),

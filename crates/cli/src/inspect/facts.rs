@@ -15,8 +15,6 @@ use serde::{Deserialize, Serialize};
 
 const CONFIG_LIMIT: u64 = 1 << 20;
 const TOKENIZER_LIMIT: u64 = 64 << 20;
-/// The phones that the model is spread over.
-const PHONES: [usize; 3] = [1, 2, 4];
 /// The host takes the loss of so many logits at once, and holds about three tensors of that size.
 const LOGITS: u64 = 3 * (1 << 22);
 
@@ -142,6 +140,7 @@ pub(super) struct Estimate {
     pub(super) seq_len: u32,
     pub(super) micro_batches: u16,
     pub(super) lora_rank: u16,
+    pub(super) targets: Vec<String>,
     /// Beside the ends' weights, on the host.
     pub(super) host_activations: u64,
 }
@@ -152,7 +151,13 @@ pub(super) struct Estimate {
 ///
 /// When there is no configuration or no weights, or they cannot be read at all; what is wrong with single tensors or with
 /// the tokenizer is among the facts.
-pub(super) async fn read(files: &AnyFiles, model: &str, list: bool) -> Result<Facts> {
+pub(super) async fn read(
+    files: &AnyFiles,
+    model: &str,
+    list: bool,
+    settings: &Settings,
+    phones: &[usize],
+) -> Result<Facts> {
     let lone = match files.weights_file() {
         Some(_) => Some(TensorIndex::open_model(files).await?),
         None => None,
@@ -168,7 +173,6 @@ pub(super) async fn read(files: &AnyFiles, model: &str, list: bool) -> Result<Fa
     };
     let mut problems = Vec::new();
     let tensors = tensors(&index, &config, list, &mut problems);
-    let settings = Settings::default();
     Ok(Facts {
         model: model.to_owned(),
         family: config.architecture.name(),
@@ -193,13 +197,14 @@ pub(super) async fn read(files: &AnyFiles, model: &str, list: bool) -> Result<Fa
         files: index.files().iter().map(|file| File { name: file.name.clone(), bytes: file.size }).collect(),
         tensors,
         tokenizer,
-        bytes: bytes(&config, &settings)?,
+        bytes: bytes(&config, settings, phones)?,
         estimate: Estimate {
-            samples: samples(&settings),
+            samples: samples(settings),
             seq_len: settings.seq_len,
             micro_batches: settings.micro_batches,
             lora_rank: settings.lora_rank,
-            host_activations: host_activations(&config, &settings),
+            targets: settings.targets.clone(),
+            host_activations: host_activations(&config, settings),
         },
         problems,
     })
@@ -331,14 +336,15 @@ struct TokenizerModel {
     kind: Option<String>,
 }
 
-fn bytes(config: &ModelConfig, settings: &Settings) -> Result<Bytes> {
-    let lora = LoraSpec::new(settings.lora_rank.into(), settings.lora_alpha, config.projections().collect());
+fn bytes(config: &ModelConfig, settings: &Settings, phones: &[usize]) -> Result<Bytes> {
+    let targets = config.targets(&settings.targets)?;
+    let lora = LoraSpec::new(settings.lora_rank.into(), settings.lora_alpha, targets);
     let blocks = u16::try_from(config.num_hidden_layers).context("the model has too many blocks")?;
     let block = |storage| {
         let blocks = 0..config.num_hidden_layers;
         blocks.map(|block| frozen_bytes(config, block..block + 1, storage)).max().unwrap_or(0)
     };
-    let spread = |phones| {
+    let spread = |&phones: &usize| {
         let split = even_split(blocks, phones);
         let count = split.len();
         let stages = split.into_iter().enumerate().map(|(place, blocks)| {
@@ -359,7 +365,7 @@ fn bytes(config: &ModelConfig, settings: &Settings) -> Result<Bytes> {
     Ok(Bytes {
         block: Storage::ALL.map(|storage| (storage, block(storage))).into(),
         ends: Storage::ALL.map(|storage| (storage, end_bytes(config, storage))).into(),
-        spread: PHONES.map(spread).into(),
+        spread: phones.iter().map(spread).collect(),
     })
 }
 

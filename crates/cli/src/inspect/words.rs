@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use baton_formats::config::ALL_LINEAR;
 use baton_model::{StageMemory, Storage};
 
 use super::facts::{ByStorage, Facts, Spread};
@@ -137,9 +138,10 @@ fn memory(text: &mut Text, facts: &Facts) {
         text.line(&row(&phones(spread), largest));
     }
     text.line(&format!(
-        "  An estimate: adapters of rank {} on every map, their moments and gradients, and the activations of\n  \
+        "  An estimate: adapters of rank {} on {}, their moments and gradients, and the activations of\n  \
          up to {} in flight, {} of {} tokens each; not the program, nor what the graphics driver keeps.",
         estimate.lora_rank,
+        if estimate.targets == [ALL_LINEAR] { "every map".to_owned() } else { estimate.targets.join(", ") },
         plural(usize::from(estimate.micro_batches), "micro-batch"),
         plural(usize::try_from(estimate.samples).unwrap_or(usize::MAX), "sample"),
         grouped(estimate.seq_len.into()),
