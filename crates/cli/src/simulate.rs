@@ -8,6 +8,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// Runs of which the shortest time of each call counts.
+const MEASURES: u32 = 5;
+
 /// Play a room in virtual time.
 #[derive(Args)]
 pub(crate) struct Simulate {
@@ -20,6 +23,9 @@ pub(crate) struct Simulate {
     /// The seconds that the picture shows; all by default.
     #[arg(long, value_name = "FROM..TO", value_parser = window, requires = "timeline")]
     window: Option<Range<Duration>>,
+    /// Measure what the host's machine takes of the real processor.
+    #[arg(long, conflicts_with = "campaign")]
+    host_time: bool,
     /// So many seeds, one after the other.
     #[arg(long, value_name = "N")]
     runs: Option<u64>,
@@ -53,11 +59,13 @@ impl Simulate {
     fn scenario(&self, path: &PathBuf) -> Result<()> {
         let named = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("{named} cannot be read"))?;
-        let scenario = Scenario::parse(&text).with_context(|| format!("{named} is not a scenario"))?;
+        let mut scenario = Scenario::parse(&text).with_context(|| format!("{named} is not a scenario"))?;
+        scenario.measures = if self.host_time { MEASURES } else { 0 };
         let (runs, first) = (self.runs.unwrap_or(1), self.seed.unwrap_or(scenario.seed));
         println!("{}", scenario.title);
         let mut broken = Vec::new();
         let (mut steps, mut time, mut efficiency) = (0, Duration::ZERO, Vec::new());
+        let mut host_time = Duration::ZERO;
         for seed in first..first.saturating_add(runs) {
             let outcome = scenario.run(seed)?;
             if runs == 1 {
@@ -71,6 +79,7 @@ impl Simulate {
             steps += outcome.steps.len();
             time += outcome.time.end.saturating_sub(outcome.time.start);
             efficiency.extend(outcome.efficiency());
+            host_time += outcome.host_time().unwrap_or_default();
             if let Some(violation) = outcome.violation {
                 println!("seed {seed} broke a promise: {violation}");
                 println!("  repeat it with: baton simulate {named} --seed {seed}");
@@ -86,6 +95,10 @@ impl Simulate {
                 100.0 * mean,
                 broken.len()
             );
+            if self.host_time {
+                let each = host_time.as_secs_f64() * 1e3 / (steps.max(1) as f64);
+                println!("the hosts' machines took {each:.3} ms of a processor a step");
+            }
         }
         if !broken.is_empty() {
             bail!("{} of {runs} runs broke a promise", broken.len());

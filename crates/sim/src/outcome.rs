@@ -1,14 +1,19 @@
 //! What came of a simulated run: steps against their bound, what each device did, and how losses were survived; as a table.
 
 use crate::act::Act;
-use crate::cost::Costs;
+use crate::cost::{self, Costs, DeviceSpec};
 use crate::engine::Model;
 use crate::net::Network;
 use crate::trace::Trace;
 use crate::violation::Violation;
 use crate::world::{HOST, Pace, PlanMade, World};
-use crate::{JobName, cost};
-use baton_protocol::PeerId;
+use baton_plan::{
+    self as plan, BlockProfile, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, Growth,
+    HostProfile, LinkProfile, ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction,
+    StagePlan,
+};
+use baton_protocol::{Generation, PeerId};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::time::Duration;
@@ -30,8 +35,12 @@ pub struct Outcome {
     pub trace: Trace,
     /// How losses were survived.
     pub recoveries: Vec<Recovery>,
-    /// Texts of the run's last plan: who runs what.
+    /// The run's last plan.
     pub plan: Option<PlanMade>,
+    /// What the planner says of it.
+    pub prediction: Option<Prediction>,
+    /// How long each call of the host's machine took by the real clock since the run was let go, if it was measured.
+    pub host_calls: Option<Vec<Duration>>,
 }
 
 /// A committed step.
@@ -65,12 +74,17 @@ impl Outcome {
             Pace::Modelled(costs) => Some(costs),
             Pace::Random | Pace::Equal(_) => None,
         };
+        let mut predictions: BTreeMap<Generation, Option<Prediction>> = BTreeMap::new();
+        let mut predicted = |plan: &PlanMade| {
+            let made = || predict(world, plan, &costs?).ok();
+            predictions.entry(plan.generation).or_insert_with(made).clone()
+        };
         let mut steps = Vec::new();
         let mut before = world.resumed;
         for (_, at) in &world.committed {
             let took = at.saturating_sub(before);
-            let in_force = plan_between(&world.plans, before, *at);
-            let bound = in_force.and_then(|plan| Some(step_bound(world, plan, &costs?)));
+            let in_force = plan_between(&world.plans, before, *at).and_then(&mut predicted);
+            let bound = in_force.map(|prediction| cost::seconds(prediction.bound));
             steps.push(StepTime { at: *at, took, bound });
             before = *at;
         }
@@ -82,8 +96,15 @@ impl Outcome {
             steps,
             trace: world.trace.clone().unwrap_or_default(),
             recoveries: recoveries(world),
+            prediction: world.plans.last().and_then(predicted),
             plan: world.plans.last().cloned(),
+            host_calls: world.host_calls.clone(),
         }
+    }
+
+    /// What the host's machine took of the real processor since the run was let go, if it was measured.
+    pub fn host_time(&self) -> Option<Duration> {
+        self.host_calls.as_ref().map(|calls| calls.iter().sum())
     }
 
     /// The mean time of a step, of those that no change of plan disturbed.
@@ -127,11 +148,22 @@ impl Outcome {
             let bound = step.mul_f64(efficiency.min(1e3));
             let _ = write!(text, "a step: {}, bound of the plan {}", seconds(step), seconds(bound));
             let _ = write!(text, " ({})", percent(efficiency));
+            if let Some(prediction) = &self.prediction {
+                let _ = write!(text, "; predicted of the last plan {:.2} s", prediction.step);
+            }
             match self.bubble() {
                 Some(bubble) => writeln!(text, "; stages without work {}", percent(bubble)),
                 None => writeln!(text),
             }
             .ok();
+        }
+        if let Some(time) = self.host_time() {
+            let calls = self.host_calls.as_ref().map_or(0, Vec::len) / done.max(1);
+            let each = time.as_secs_f64() * 1e3 / done.max(1) as f64;
+            let _ = writeln!(
+                text,
+                "the host's machine took {each:.3} ms of a processor a step, in {calls} calls"
+            );
         }
         let header = ["device", "blocks", "busy", "receiving", "idle", "peak memory", ""];
         let mut rows = vec![header.map(String::from)];
@@ -199,46 +231,90 @@ fn plan_between(plans: &[PlanMade], from: Duration, to: Duration) -> Option<&Pla
     (plan.at <= from).then_some(plan)
 }
 
-/// The least time of a step under a plan: the first micro-batch passes everything once each way, the others follow at
-/// the pace of the slowest part, be it a device or a wire; then the update. With equal stages, ideal links and ends that
-/// cost nothing that is (M + N − 1) forward and backward passes.
-pub fn step_bound<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Duration {
-    let seconds = |who: PeerId, jobs: &[JobName], blocks: usize| {
-        let spec = world.spec(who);
-        let blocks = u16::try_from(blocks).unwrap_or(u16::MAX);
-        spec.map_or(0.0, |spec| {
-            let time = |job: &JobName| {
-                spec.overhead.as_secs_f64() + costs.work(*job, blocks, who == HOST) / spec.flops
-            };
-            jobs.iter().map(time).sum::<f64>()
+/// What the planner says of a plan, told what this world's devices and links are.
+///
+/// # Errors
+///
+/// When the planner cannot take it: a device of no speed, or a plan that does not hold together.
+pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Result<Prediction, PlanError> {
+    let settings = &world.room.settings;
+    let per_sample = |flop: f64, spec: &DeviceSpec| flop / spec.flops;
+    let device = |who: PeerId, blocks: usize| -> Result<DeviceProfile, PlanError> {
+        let spec = world.spec(who).cloned().unwrap_or_default();
+        // A job has its overhead once, however many blocks it passes.
+        let overhead = spec.overhead.as_secs_f64() / blocks.max(1) as f64;
+        Ok(DeviceProfile {
+            memory: spec.memory.map_or(u64::MAX, |memory| memory as u64),
+            forward: Curve::affine(overhead, per_sample(costs.forward, &spec))?,
+            backward: Curve::affine(overhead, per_sample(costs.backward, &spec))?,
+            update: 2.0 * (overhead + per_sample(costs.update, &spec)),
+            slowness: 1.0,
         })
     };
-    let ends = [JobName::Forward, JobName::Head];
-    let passes = [JobName::Forward, JobName::Backward];
-    let mut parts = vec![seconds(HOST, &ends, 0)];
-    let mut closing: f64 = 0.0;
-    for (who, blocks) in &plan.stages {
-        parts.push(seconds(*who, &passes, blocks.len()));
-        closing = closing.max(seconds(*who, &[JobName::Norm, JobName::Apply], blocks.len()));
+    let own = plan.stages.first().map_or(0, |(_, blocks)| blocks.start);
+    let host = world.spec(HOST).cloned().unwrap_or_default();
+    let overhead = host.overhead.as_secs_f64();
+    let host = HostProfile {
+        device: device(HOST, own.into())?,
+        front: Curve::affine(overhead, per_sample(costs.front, &host))?,
+        head: Curve::affine(overhead, per_sample(costs.head, &host))?,
+    };
+    let mut room = plan::Room { host, devices: Vec::new(), wires: BTreeMap::new() };
+    let mut stages = Vec::new();
+    let nodes: Vec<(Node, PeerId)> = std::iter::once((Node::Host, HOST))
+        .chain(plan.stages.iter().zip(0..).map(|((who, _), index)| (Node::Device(DeviceIndex(index)), *who)))
+        .collect();
+    for ((who, blocks), index) in plan.stages.iter().zip(0..) {
+        let device = device(*who, blocks.len())?;
+        room.devices.push(PeerProfile { device, link: LinkProfile::IDEAL });
+        let devices = vec![DeviceIndex(index)];
+        stages.push(StagePlan { devices, blocks: blocks.clone(), recompute: settings.recompute });
     }
-    let mut distance = 0.0;
     if matches!(world.room.network, Network::Modelled(_)) {
-        let ring = [HOST].into_iter().chain(plan.stages.iter().map(|(who, _)| *who)).chain([HOST]);
-        let ring: Vec<PeerId> = ring.collect();
-        for pair in ring.windows(2) {
-            let [from, to] = [pair[0], pair[1]];
-            for wire in [world.wire(from, to), world.wire(to, from)] {
-                // The first stage's gradient is not wanted by the host.
-                let wanted = to != HOST || from == *ring.iter().rev().nth(1).unwrap_or(&HOST);
-                let bytes = if wanted { costs.samples * costs.boundary } else { 0.0 };
-                parts.push(bytes / wire.bandwidth);
-                distance += wire.latency.as_secs_f64();
+        for (from, a) in &nodes {
+            for (to, b) in nodes.iter().filter(|(to, _)| to != from) {
+                let wire = world.wire(*a, *b);
+                let (bandwidth, round_trip) = (wire.bandwidth, 2.0 * wire.latency.as_secs_f64());
+                room.wires.insert((*from, *to), plan::Wire { bandwidth, round_trip });
             }
         }
     }
-    let slowest = parts.iter().copied().fold(0.0, f64::max);
-    let others = f64::from(world.room.settings.micro_batches) - 1.0;
-    cost::seconds(parts.iter().sum::<f64>() + others * slowest + distance + closing)
+    let last = plan.stages.last().map_or(0, |(_, blocks)| blocks.end);
+    let block = BlockProfile {
+        work: 1.0,
+        frozen: [costs.weights as u64; 4],
+        adapters: costs.adapters as u64,
+        state: costs.state as u64,
+        kept: Growth { linear: costs.kept as u64, quadratic: 0 },
+        input: Growth::default(),
+        open: Growth { linear: costs.open as u64, quadratic: 0 },
+        open_recompute: Growth::default(),
+    };
+    let model = ModelProfile {
+        blocks: vec![block; last.into()],
+        ends: EndsProfile::default(),
+        // What crosses counts as one token of f16: the planner multiplies again.
+        tokens: 1,
+        hidden: (costs.boundary / 2.0) as u64,
+        buffers: Growth::default(),
+    };
+    let partition = Partition {
+        micro_batches: settings.micro_batches,
+        storage: plan::Storage::F32,
+        boundary: BoundaryPrecision::F16,
+        host: 0..own,
+        host_recompute: settings.recompute,
+        stages,
+    };
+    let options = Options {
+        batch_size: settings.batch_size,
+        micro_batches: vec![settings.micro_batches],
+        commit_overlaps: true,
+        // Backward already costs what recomputing it costs.
+        recompute: plan::Recompute::Never,
+        ..Options::default()
+    };
+    plan::predict(&room, &model, &options, &partition)
 }
 
 /// Faults that were followed by a new plan, and by steps under it.

@@ -219,8 +219,8 @@ pub struct World<M: Model = ToyModel> {
     pub happened: Vec<(Duration, Act)>,
     /// Faults by name, and at which point of the run they struck.
     pub struck: Vec<(&'static str, Point)>,
-    /// Time of the real processor that the host's machine took, if it is measured.
-    pub host_time: Option<Duration>,
+    /// By the real clock, how long each call of the host's machine took since the run was let go; if it is measured.
+    pub host_calls: Option<Vec<Duration>>,
     /// Longer than the run may take, in virtual time.
     pub patience: Duration,
     /// The host's machine.
@@ -324,7 +324,7 @@ impl<M: Model> World<M> {
             plans: Vec::new(),
             happened: Vec::new(),
             struck: Vec::new(),
-            host_time: None,
+            host_calls: None,
             patience: PATIENCE,
             coordinator: Coordinator::new(device, Duration::ZERO),
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -668,6 +668,9 @@ impl<M: Model> World<M> {
             }
             Act::Resume => {
                 self.resumed = self.now;
+                if let Some(calls) = &mut self.host_calls {
+                    calls.clear();
+                }
                 self.host(coordinator::Event::Resume);
             }
             Act::Evaluated => {

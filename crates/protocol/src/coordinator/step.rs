@@ -135,16 +135,16 @@ impl Coordinator {
         let Some(run) = self.run.as_mut().filter(|run| run.end.is_none() && run.closing.is_none()) else {
             return;
         };
-        let participants: BTreeSet<Option<PeerId>> = run
-            .plan
-            .stages()
-            .iter()
-            .map(|(id, _)| Some(*id))
-            .chain(run.plan.host_updates().then_some(None))
-            .collect();
-        if !run.open.front.is_flushed() || !participants.iter().all(|who| run.open.norms.contains_key(who)) {
+        // Asked after every message, of a room of any size: what is cheap first.
+        if !run.open.front.is_flushed() {
             return;
         }
+        let stages = run.plan.stages().iter().map(|(id, _)| Some(*id));
+        let participants = stages.chain(run.plan.host_updates().then_some(None));
+        if !participants.clone().all(|who| run.open.norms.contains_key(&who)) {
+            return;
+        }
+        let participants: BTreeSet<Option<PeerId>> = participants.collect();
         let step = run.open.step;
         // Added in pipeline order, so that the sum is the same in every run.
         let in_order = run.plan.stages().iter().map(|(id, _)| Some(*id)).chain([None]);

@@ -24,10 +24,10 @@ impl<M: Model> World<M> {
 
     /// Lets the host's machine work, by the real clock if that is wanted.
     pub(super) fn timed<T>(&mut self, work: impl FnOnce(&mut Coordinator) -> T) -> T {
-        let begun = self.host_time.is_some().then(Instant::now);
+        let begun = self.host_calls.is_some().then(Instant::now);
         let done = work(&mut self.coordinator);
-        if let (Some(total), Some(begun)) = (&mut self.host_time, begun) {
-            *total += begun.elapsed();
+        if let (Some(calls), Some(begun)) = (&mut self.host_calls, begun) {
+            calls.push(begun.elapsed());
         }
         done
     }
