@@ -5,8 +5,11 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use baton_formats::files::FilesSource;
 use baton_formats::weights::{FETCH_LIMIT, PIECE_LIMIT};
-use baton_formats::{Files, FilesError, NumberFormat, SafetensorsWriter, TensorIndex, WeightsError};
+use baton_formats::{
+    Files, FilesError, Manifest, NumberFormat, SafetensorsWriter, TensorIndex, VerifiedFiles, WeightsError,
+};
 use futures::executor::block_on;
 use peak_alloc::PeakAlloc;
 
@@ -105,6 +108,33 @@ fn a_tensor_of_64_mb_passes_through_in_pieces_and_is_never_held() {
     });
     assert_eq!(written as u64, numbers);
     assert!(most <= fetch + PIECE_LIMIT + MIB / 4, "held {most} bytes");
+}
+
+#[test]
+fn a_tensor_that_comes_in_checked_chunks_is_held_by_the_chunk() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let files = Made::new(8 * MIB as u64);
+    let manifest = block_on(Manifest::make(&files, &[FILE.to_owned()], &(), |_| ())).unwrap();
+    let chunk = manifest.chunk_size as usize;
+    let checked = VerifiedFiles::new(manifest.clone(), vec![FilesSource::new(files, &manifest)], ()).unwrap();
+    let index = block_on(TensorIndex::open(&checked, FILE)).unwrap();
+    let entry = index.get("large").unwrap();
+    let mut seen = 0;
+    let most = most_held(|| {
+        let done: Result<(), WeightsError> =
+            block_on(index.stream_f32(&checked, entry, &entry.shape.clone(), &mut |_| (), &mut |piece| {
+                for value in piece {
+                    assert_eq!(*value, number(seen));
+                    seen += 1;
+                }
+                Ok(())
+            }));
+        done.unwrap();
+    });
+    assert_eq!(seen, 8 * MIB as u64);
+    assert_eq!(checked.stats().sources, [manifest.files[0].size], "each chunk is fetched once");
+    // The last two chunks, the one that comes, and what is read of them.
+    assert!(most <= 4 * chunk + PIECE_LIMIT + MIB / 4, "held {most} bytes");
 }
 
 /// A GGUF header of lists without end: each key is one list of 32 thousand bytes, of which each becomes a number.
