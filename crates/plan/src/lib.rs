@@ -9,13 +9,27 @@
 //! head (LM head and loss). Steps are synchronous 1F1B with a flush (PipeDream-Flush, Narayanan et al. 2021,
 //! <https://arxiv.org/abs/2006.09503>); of P positions, position p holds at most P − p micro-batches. What is minimised is the
 //! exact time of such a step under every device's memory; see the modules `timeline` and `search`.
+//!
+//! While a run goes on, a [`Tracker`] for each device turns its jobs' times into a [`DeviceProfile`] and tells a device that
+//! slows from noise; with it, [`predict`] of the partition in force and [`plan`] of another, [`Hysteresis::worth_moving`] says
+//! whether what changes hands ([`fetches`], [`fetch_time`]) is worth it.
+//!
+//! | call | from | gives |
+//! | --- | --- | --- |
+//! | [`plan`] | room, model, options | the fastest [`Plan`] that fits, or [`PlanError::Refused`] |
+//! | [`predict`] | the same and a [`Partition`] | its [`Prediction`]: step, bound, bubble; busy seconds and bytes of each device |
+//! | [`fetches`], [`fetch_time`] | two partitions | which blocks each device fetches, in how many seconds |
+//! | [`Hysteresis::worth_moving`] | [`Situation`] | [`Verdict`] |
+//! | [`Tracker::observe`], [`Tracker::profile`] | the times of jobs | [`Change`], the profile as it is now |
 
 mod costs;
 mod plan;
 mod profile;
 mod refusal;
+mod replan;
 mod search;
 mod timeline;
+mod track;
 
 pub use plan::{Load, MemoryParts, Partition, Plan, PlanError, Prediction, StagePlan, plan, predict};
 pub use profile::{
@@ -23,6 +37,8 @@ pub use profile::{
     HostProfile, LinkProfile, ModelProfile, Node, Options, PeerProfile, Recompute, Room, Storage, Wire,
 };
 pub use refusal::{Refusal, Remedy};
+pub use replan::{Fetch, Hysteresis, Situation, Verdict, fetch_time, fetches, renumbered};
+pub use track::{Change, JobKind, Tracker};
 
 use std::ops::Range;
 
