@@ -88,7 +88,7 @@ impl Default for Timeouts {
             head: Duration::from_secs(30),
             join: Duration::from_secs(10),
             silence: Duration::from_secs(30),
-            grace: Duration::from_secs(30),
+            grace: Duration::from_secs(600),
         }
     }
 }

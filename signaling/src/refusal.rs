@@ -2,7 +2,7 @@
 
 use baton_protocol::{
     PROTOCOL_VERSION, PeerId,
-    signal::{ErrorCode, ServerMessage},
+    signal::{ErrorCode, MAX_CLAIM_LEN, ServerMessage},
 };
 use std::time::Duration;
 
@@ -24,6 +24,12 @@ pub enum Refusal {
     /// A live host holds the room.
     #[error("this room has a host already: it is open in another tab or on another device")]
     RoomTaken,
+    /// A claim to a room that is longer than any client makes.
+    #[error("a claim of {length} characters was refused: at most {MAX_CLAIM_LEN} are allowed")]
+    ClaimTooLong {
+        /// Its length.
+        length: usize,
+    },
     /// The server has all the rooms it may have.
     #[error("the server is full: it has {limit} rooms, as many as it allows; try again later")]
     RoomsFull {
@@ -115,6 +121,7 @@ impl Refusal {
             Self::Malformed { .. }
             | Self::Binary { .. }
             | Self::NotJoined
+            | Self::ClaimTooLong { .. }
             | Self::JoinedAlready { .. }
             | Self::NoJoin { .. } => ErrorCode::BadMessage,
             Self::TooLarge { .. } => ErrorCode::TooLarge,

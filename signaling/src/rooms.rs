@@ -15,8 +15,9 @@ use crate::{
 use baton_protocol::{
     PROTOCOL_VERSION, PeerId,
     room::RoomId,
-    signal::{ClientMessage, ErrorCode, IceServer, Role, ServerMessage},
+    signal::{ClientMessage, ErrorCode, IceServer, MAX_CLAIM_LEN, Role, ServerMessage},
 };
+use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     net::IpAddr,
@@ -179,9 +180,14 @@ enum State {
 #[derive(Debug)]
 struct Room {
     host: Host,
+    claim: Option<Claim>,
     members: BTreeMap<PeerId, ClientId>,
     next: u32,
 }
+
+/// SHA-256 of what the host showed when it made the room.
+#[derive(Debug, PartialEq, Eq)]
+struct Claim([u8; 32]);
 
 #[derive(Debug)]
 enum Host {
@@ -311,7 +317,9 @@ impl Rooms {
             (State::Waiting, ClientMessage::Join { version, .. }) if version != PROTOCOL_VERSION => {
                 Err(Refusal::Version { theirs: version.into() })
             }
-            (State::Waiting, ClientMessage::Join { room, role, .. }) => self.join(client, room, role, now),
+            (State::Waiting, ClientMessage::Join { room, role, claim, .. }) => {
+                self.join(client, room, role, claim.as_deref(), now)
+            }
             (State::Member { id, .. }, ClientMessage::Join { .. }) => Err(Refusal::JoinedAlready { you: id }),
             (State::Member { room, id }, ClientMessage::Relay { to, sealed }) => {
                 self.relay(&room, id, to, sealed)
@@ -332,10 +340,25 @@ impl Rooms {
         }
     }
 
-    fn join(&mut self, client: ClientId, name: RoomId, role: Role, now: Duration) -> Result<(), Refusal> {
+    fn join(
+        &mut self,
+        client: ClientId,
+        name: RoomId,
+        role: Role,
+        claim: Option<&str>,
+        now: Duration,
+    ) -> Result<(), Refusal> {
         let Limits { rooms, members, .. } = self.limits;
+        if let Some(length) = claim.map(str::len).filter(|length| *length > MAX_CLAIM_LEN) {
+            return Err(Refusal::ClaimTooLong { length });
+        }
+        let claim = claim.map(|claim| Claim(Sha256::digest(claim).into()));
         let host = match (self.rooms.get(&name), role) {
             (Some(Room { host: Host::Here(_), .. }), Role::Host) => return Err(Refusal::RoomTaken),
+            // A room whose host has a claim is nobody else's.
+            (Some(Room { claim: Some(own), .. }), Role::Host) if claim.as_ref() != Some(own) => {
+                return Err(Refusal::RoomTaken);
+            }
             (Some(Room { host: Host::Away { .. }, .. }), Role::Peer) => return Err(Refusal::HostAway),
             (None, Role::Peer) => return Err(Refusal::NoSuchRoom),
             (None, Role::Host) if self.rooms.len() >= rooms => {
@@ -350,7 +373,7 @@ impl Rooms {
         };
         let room = self.rooms.entry(name.clone()).or_insert_with(|| {
             self.totals.rooms += 1;
-            Room::new()
+            Room::new(claim)
         });
         let you = PeerId(room.next);
         // Nobody joins a room four billion times within the life of its host.
@@ -368,7 +391,13 @@ impl Rooms {
         let ice_servers = self.ice_servers.clone();
         self.send(client, ServerMessage::Joined { you, host, peers, ice_servers });
         for (_, other) in others {
-            self.send(other, ServerMessage::PeerJoined { peer: you });
+            self.send(
+                other,
+                match role {
+                    Role::Host => ServerMessage::HostReturned { host: you },
+                    Role::Peer => ServerMessage::PeerJoined { peer: you },
+                },
+            );
         }
         Ok(())
     }
@@ -481,8 +510,8 @@ impl Rooms {
 
 impl Room {
     /// A room for whoever is numbered first.
-    fn new() -> Self {
-        Self { host: Host::Here(FIRST), members: BTreeMap::new(), next: FIRST.0 }
+    fn new(claim: Option<Claim>) -> Self {
+        Self { host: Host::Here(FIRST), claim, members: BTreeMap::new(), next: FIRST.0 }
     }
 }
 
@@ -558,7 +587,18 @@ mod tests {
 
         fn join(&mut self, client: u64, room: u8, role: Role) -> Vec<Output> {
             self.open(client);
-            self.say(client, ClientMessage::Join { version: PROTOCOL_VERSION, room: name(room), role })
+            self.say(
+                client,
+                ClientMessage::Join { version: PROTOCOL_VERSION, room: name(room), role, claim: None },
+            )
+        }
+
+        fn claim(&mut self, client: u64, claim: &str) -> Vec<Output> {
+            self.open(client);
+            let claim = Some(claim.to_owned());
+            let join =
+                ClientMessage::Join { version: PROTOCOL_VERSION, room: name(0), role: Role::Host, claim };
+            self.say(client, join)
         }
 
         fn lose(&mut self, client: u64) -> Vec<Output> {
@@ -597,6 +637,10 @@ mod tests {
 
     fn came(peer: u32) -> ServerMessage {
         ServerMessage::PeerJoined { peer: PeerId(peer) }
+    }
+
+    fn returned(host: u32) -> ServerMessage {
+        ServerMessage::HostReturned { host: PeerId(host) }
     }
 
     fn went(peer: u32) -> ServerMessage {
@@ -658,16 +702,37 @@ mod tests {
         assert_eq!(world.lose(1), [send(2, went(1))]);
         assert_eq!(world.wait(29 * SECOND), []);
         assert_eq!(world.join(5, 0, Role::Peer), refused(5, &Refusal::HostAway));
-        assert_eq!(world.join(3, 0, Role::Host), [send(3, joined(3, 3, &[2])), send(2, came(3))]);
+        assert_eq!(world.join(3, 0, Role::Host), [send(3, joined(3, 3, &[2])), send(2, returned(3))]);
         world.say(2, ClientMessage::Ping);
         assert_eq!(world.wait(2 * SECOND), []);
         assert_eq!(world.join(4, 0, Role::Host), refused(4, &Refusal::RoomTaken));
     }
 
     #[test]
+    fn a_room_is_kept_for_the_host_with_its_claim() {
+        let mut world = World::new(Limits::default());
+        world.claim(1, "mine");
+        world.join(2, 0, Role::Peer);
+        assert_eq!(world.claim(3, "yours"), refused(3, &Refusal::RoomTaken));
+        assert_eq!(world.join(4, 0, Role::Host), refused(4, &Refusal::RoomTaken));
+        // A duplicate of its tab has the claim too, and takes nothing away from it.
+        assert_eq!(world.claim(5, "mine"), refused(5, &Refusal::RoomTaken));
+        world.lose(1);
+        assert_eq!(world.join(6, 0, Role::Host), refused(6, &Refusal::RoomTaken));
+        assert_eq!(world.claim(7, "yours"), refused(7, &Refusal::RoomTaken));
+        assert_eq!(world.claim(8, "mine")[0], send(8, joined(3, 3, &[2])));
+        let length = MAX_CLAIM_LEN + 1;
+        assert_eq!(world.claim(9, &"x".repeat(length)), refused(9, &Refusal::ClaimTooLong { length }));
+    }
+
+    #[test]
     fn a_room_ends_when_the_grace_is_over() {
         let mut world = World::with_room(2);
         world.lose(1);
+        for _ in 0..30 {
+            assert_eq!(world.wait(19 * SECOND), []);
+            world.say(2, ClientMessage::Ping);
+        }
         world.now += 29 * SECOND;
         world.say(2, ClientMessage::Ping);
         assert_eq!(world.wait(SECOND), refused(2, &Refusal::HostLeft));
@@ -759,10 +824,11 @@ mod tests {
         world.open(1);
         assert_eq!(world.say(1, ClientMessage::Ping), refused(1, &Refusal::NotJoined));
         world.join(2, 0, Role::Host);
-        let again = ClientMessage::Join { version: PROTOCOL_VERSION, room: name(1), role: Role::Host };
+        let again =
+            ClientMessage::Join { version: PROTOCOL_VERSION, room: name(1), role: Role::Host, claim: None };
         assert_eq!(world.say(2, again), refused(2, &Refusal::JoinedAlready { you: PeerId(1) }));
         world.open(3);
-        let older = ClientMessage::Join { version: 0, room: name(0), role: Role::Host };
+        let older = ClientMessage::Join { version: 0, room: name(0), role: Role::Host, claim: None };
         assert_eq!(world.say(3, older), refused(3, &Refusal::Version { theirs: 0 }));
     }
 

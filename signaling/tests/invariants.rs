@@ -75,7 +75,7 @@ impl World {
         Self {
             seed,
             rng: ChaCha8Rng::seed_from_u64(seed),
-            rooms: Rooms::new(LIMITS, Timeouts::default(), Vec::new()),
+            rooms: Rooms::new(LIMITS, Timeouts { grace: Duration::from_secs(30), ..Timeouts::default() }, Vec::new()),
             now: Duration::ZERO,
             views: BTreeMap::new(),
             opened: 0,
@@ -119,7 +119,7 @@ impl World {
                 let view = self.views.get_mut(&client).unwrap();
                 // A second join is refused, and means nothing.
                 view.asked.get_or_insert_with(|| room.clone());
-                Event::Message { client, message: ClientMessage::Join { version, room, role } }
+                Event::Message { client, message: ClientMessage::Join { version, room, role, claim: None } }
             }
             13..65 => {
                 let others = self.views[&client].room.iter().flat_map(|(_, others)| others).copied();
@@ -172,7 +172,7 @@ impl World {
                     assert!(others.iter().all(|other| other < you), "{at}: a number is used again");
                     view.room = Some((*you, others));
                 }
-                ServerMessage::PeerJoined { peer } => {
+                ServerMessage::PeerJoined { peer } | ServerMessage::HostReturned { host: peer } => {
                     assert!(view.room.as_mut().unwrap().1.insert(*peer), "{at}: came twice");
                 }
                 ServerMessage::PeerLeft { peer } => {
@@ -219,7 +219,7 @@ impl World {
         for client in self.views.keys().copied().collect::<Vec<_>>() {
             self.handle(&Event::Closed { client });
         }
-        self.now += Timeouts::default().grace;
+        self.now += Timeouts { grace: Duration::from_secs(30), ..Timeouts::default() }.grace;
         self.handle(&Event::Tick);
         let census = self.rooms.census();
         assert_eq!((census.sockets, census.rooms, census.members), (0, 0, 0), "seed {}", self.seed);

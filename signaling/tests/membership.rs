@@ -110,7 +110,7 @@ async fn a_host_that_drops_finds_its_peers_again() {
     let (mut host, after) = server.member(0, Role::Host).await;
     assert_ne!(after.you, before.you);
     assert_eq!((after.host, after.peers), (after.you, vec![joined.you]));
-    assert_eq!(peer.hear().await, ServerMessage::PeerJoined { peer: after.you });
+    assert_eq!(peer.hear().await, ServerMessage::HostReturned { host: after.you });
     peer.relay(after.you, "again").await;
     assert_eq!(host.hear().await, ServerMessage::Relay { from: joined.you, sealed: "again".into() });
     server.stop().await;

@@ -26,7 +26,14 @@ async fn server(limits: Limits, timeouts: Timeouts) -> Server {
 async fn another_version_is_told_to_reload() {
     let server = server(Limits::default(), patient()).await;
     let mut client = server.client().await;
-    client.say(&ClientMessage::Join { version: PROTOCOL_VERSION + 1, room: room(0), role: Role::Host }).await;
+    client
+        .say(&ClientMessage::Join {
+            version: PROTOCOL_VERSION + 1,
+            room: room(0),
+            role: Role::Host,
+            claim: None,
+        })
+        .await;
     let words = client.refused(ErrorCode::Version).await;
     let (theirs, ours) = (PROTOCOL_VERSION + 1, PROTOCOL_VERSION);
     assert_eq!(words, format!("this page speaks version {theirs}, the server {ours}: reload the page"));

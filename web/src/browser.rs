@@ -17,6 +17,7 @@ use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 
 const ROOM_KEY: &str = "baton.room";
+const CLAIM_KEY: &str = "baton.claim";
 
 /// Reads what [`store`] wrote; whatever is unreadable counts as nothing.
 pub(crate) fn stored<T: DeserializeOwned>(key: &str) -> Option<T> {
@@ -90,6 +91,18 @@ pub(crate) fn room_secret(renew: bool) -> Option<RoomSecret> {
     let secret = RoomSecret::from_bytes(bytes);
     SessionStorage::set(ROOM_KEY, secret.to_code()).ok();
     Some(secret)
+}
+
+/// This host's claim to its room, kept as the secret is: with it a page that was loaded again has the room back at once.
+pub(crate) fn room_claim() -> Option<String> {
+    if let Ok(claim) = SessionStorage::get::<String>(CLAIM_KEY) {
+        return Some(claim);
+    }
+    let mut bytes = [0; 16];
+    window().crypto().ok()?.get_random_values_with_u8_array(&mut bytes).ok()?;
+    let claim: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    SessionStorage::set(CLAIM_KEY, &claim).ok();
+    Some(claim)
 }
 
 /// What this device is called: as its owner said, or by its platform.

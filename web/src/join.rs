@@ -16,14 +16,11 @@ use baton_protocol::{
 };
 use baton_transport::browser::{Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
 use baton_web_api::{CacheInfo, DeviceState, ErrorAbout, FromWorker, StageInfo, ToWorker};
-use gloo::timers::callback::Timeout;
 use leptos::prelude::*;
 
 /// Attempts to reach the server before a person is asked.
 const MOST_ATTEMPTS: u32 = 4;
-/// A connection whose other end was closed shows it after 5 to 6 s.
-const HOST_LEFT_MS: u32 = 8_000;
-const HOST_LEFT: &str = "The host has left, and the room is closed.";
+const HOST_LEFT: &str = "The host has left, and the room is closed. Thank you for lending this device.";
 const MAX_NAME_LEN: usize = 40;
 
 /// How far this device is.
@@ -84,7 +81,14 @@ struct Held {
     mesh: Option<Mesh>,
     wake: Option<WakeLock>,
     pulse: Option<PulseWatch>,
-    host_left: bool,
+    /// The server has closed the room.
+    is_over: bool,
+    /// The server cannot be heard any more: nobody would say that the host is back.
+    is_cut_off: bool,
+    /// The host's number since it came back to the room, until it makes an offer.
+    returned: Option<PeerId>,
+    me: Option<PeerId>,
+    ice_servers: Vec<IceServer>,
 }
 
 impl Visit {
@@ -118,12 +122,18 @@ impl Visit {
     fn ask_in(&self) {
         let Some(number) = self.with(|held| held.number) else { return };
         let (visit, room) = (*self, self.secret.with_value(RoomSecret::room_id));
-        let signal =
-            SignalClient::connect(browser::server_url(), room, Role::Peer, MOST_ATTEMPTS, move |event| {
+        let signal = SignalClient::connect(
+            browser::server_url(),
+            room,
+            Role::Peer,
+            None,
+            MOST_ATTEMPTS,
+            move |event| {
                 if visit.is(number) {
                     visit.on_signal(event);
                 }
-            });
+            },
+        );
         self.with(|held| held.signal = Some(signal));
     }
 
@@ -228,6 +238,24 @@ impl Visit {
     fn enter(&self, me: PeerId, host: PeerId, ice_servers: Vec<IceServer>) {
         self.stand.set(Stand::Connecting);
         self.say(&ToWorker::Join { name: self.name.get_untracked(), host, me }, Beside::Nothing);
+        self.with(|held| (held.me, held.ice_servers) = (Some(me), ice_servers));
+        self.connect(host);
+    }
+
+    /// The host's page was loaded again: it knows nobody, and this device has its blocks still.
+    fn meet_again(&self, host: PeerId) {
+        self.error.set(None);
+        self.with(|held| {
+            held.mesh = None;
+        });
+        self.say(&ToWorker::HostReturned { host }, Beside::Nothing);
+        self.connect(host);
+    }
+
+    fn connect(&self, host: PeerId) {
+        let Some((Some(me), ice_servers)) = self.with(|held| (held.me, held.ice_servers.clone())) else {
+            return;
+        };
         let config = MeshConfig { me, host, secret: self.secret.get_value(), ice_servers };
         let visit = *self;
         let mesh = Mesh::new(
@@ -266,13 +294,20 @@ impl Visit {
                 }
             }
             SignalEvent::PeerJoined(_) => {}
-            SignalEvent::PeerLeft(peer) if self.host() == Some(peer) => self.host_left(),
+            // Whether it is a new page, or the old one behind a new socket, shows when it makes an offer.
+            SignalEvent::HostReturned(host) => drop(self.with(|held| held.returned = Some(host))),
+            // Its page may be closed, loaded again, or only out of the server's sight. The server says when the room is
+            // over; until then what is loaded is kept.
+            SignalEvent::PeerLeft(peer) if self.host() == Some(peer) => {}
             SignalEvent::PeerLeft(peer) => {
                 if let Some(mesh) = self.mesh() {
                     mesh.left(peer);
                 }
             }
             SignalEvent::Relay { from, sealed } => {
+                if self.with(|held| held.returned.take_if(|host| *host == from)).flatten().is_some() {
+                    self.meet_again(from);
+                }
                 if let Some(mesh) = self.mesh() {
                     mesh.receive(from, &sealed);
                 }
@@ -296,31 +331,18 @@ impl Visit {
     fn on_socket_end(&self, error: &SignalError) {
         let connected = self.is_in_room();
         match error {
-            SignalError::Refused { code: ErrorCode::HostLeft, .. } if connected => self.host_left(),
-            _ if connected => {}
+            SignalError::Refused { code: ErrorCode::HostLeft, .. } if connected => {
+                // A host that the server lost may be there still.
+                let stands = self.mesh().is_some_and(|mesh| mesh.stands(mesh.host()));
+                if stands {
+                    self.with(|held| held.is_over = true);
+                } else {
+                    self.end(HOST_LEFT.into(), false);
+                }
+            }
+            _ if connected => drop(self.with(|held| held.is_cut_off = true)),
             error => self.end(error.to_string(), true),
         }
-    }
-
-    /// The host's socket is gone: its page may be closed, or only out of the server's sight.
-    fn host_left(&self) {
-        let before = self.with(|held| std::mem::replace(&mut held.host_left, true));
-        if before != Some(false) {
-            return;
-        }
-        let (visit, number) = (*self, self.with(|held| held.number));
-        Timeout::new(HOST_LEFT_MS, move || {
-            if visit.with(|held| held.number) != number {
-                return;
-            }
-            let stands = visit.mesh().is_some_and(|mesh| mesh.stands(mesh.host()));
-            if stands {
-                visit.with(|held| held.host_left = false);
-            } else {
-                visit.end(HOST_LEFT.into(), false);
-            }
-        })
-        .forget();
     }
 
     fn host(&self) -> Option<PeerId> {
@@ -340,15 +362,14 @@ impl Visit {
                 if peer != host {
                     return;
                 }
-                if self.with(|held| held.host_left) == Some(true) {
-                    self.end(
-                        "The host has left, and the room is closed. Thank you for lending this device."
-                            .into(),
-                        false,
-                    );
-                } else {
+                let (is_over, is_cut_off) =
+                    self.with(|held| (held.is_over, held.is_cut_off)).unwrap_or_default();
+                if is_over {
+                    self.end(HOST_LEFT.into(), false);
+                } else if is_cut_off || !self.is_in_room() {
                     self.end(format!("The host {reason}."), true);
                 }
+                // Otherwise the engine keeps what it has, and the host is met again when it comes back.
             }
         }
     }

@@ -25,6 +25,12 @@ pub trait Environment: Clone + 'static {
     /// Time since any fixed moment.
     fn now(&self) -> Duration;
 
+    /// How long a stage keeps what it has loaded for a host that is gone: nothing, unless the shell can find it again and
+    /// give [`Input::HostReturned`].
+    fn patience(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Lets the environment deliver what has arrived, before a job keeps the thread busy.
     fn breathe(&self) -> impl Future<Output = ()>;
 }
@@ -74,6 +80,8 @@ pub enum Input<C, T> {
         /// How.
         presence: Presence,
     },
+    /// The room has a host again, under this number.
+    HostReturned(PeerId),
     /// To be given about twice a second.
     Tick,
     /// What the owner wants.

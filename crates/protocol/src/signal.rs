@@ -3,6 +3,9 @@
 use crate::{ids::PeerId, room::RoomId};
 use serde::{Deserialize, Serialize};
 
+/// The longest claim to a room, in characters.
+pub const MAX_CLAIM_LEN: usize = 64;
+
 /// From a client to the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -15,6 +18,10 @@ pub enum ClientMessage {
         room: RoomId,
         /// Whether the room is to be made or joined.
         role: Role,
+        /// A host's own secret, at most [`MAX_CLAIM_LEN`] characters: who shows it again is the same host, after a reload
+        /// or a restart, and has the room back. The server keeps its hash.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        claim: Option<String>,
     },
     /// Passes a sealed envelope to another member of the room.
     Relay {
@@ -58,6 +65,11 @@ pub enum ServerMessage {
     PeerJoined {
         /// Who.
         peer: PeerId,
+    },
+    /// The host is back, under another number.
+    HostReturned {
+        /// Its number now.
+        host: PeerId,
     },
     /// Somebody left, or was silent for too long.
     PeerLeft {

@@ -116,7 +116,7 @@ impl Client {
     }
 
     pub async fn join(&mut self, n: u8, role: Role) {
-        self.say(&ClientMessage::Join { version: PROTOCOL_VERSION, room: room(n), role }).await;
+        self.say(&ClientMessage::Join { version: PROTOCOL_VERSION, room: room(n), role, claim: None }).await;
     }
 
     pub async fn relay(&mut self, to: PeerId, sealed: &str) {

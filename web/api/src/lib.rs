@@ -47,6 +47,11 @@ pub enum ToWorker {
         /// Who.
         peer: PeerId,
     },
+    /// The room has a host again: a stage greets it when the channels to it open.
+    HostReturned {
+        /// Its number now.
+        host: PeerId,
+    },
     /// A peer stands otherwise than before, as its pulses say or their absence does.
     Presence {
         /// Who.

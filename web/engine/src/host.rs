@@ -70,6 +70,7 @@ pub(crate) fn command(
         | ToWorker::Channel { .. }
         | ToWorker::PeerGone { .. }
         | ToWorker::Presence { .. }
+        | ToWorker::HostReturned { .. }
         | ToWorker::CacheUsage
         | ToWorker::ClearCache => {
             return Ok(());

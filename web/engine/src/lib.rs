@@ -123,6 +123,11 @@ fn receive(device: &Device, backend: &str, role: &RefCell<Role>, data: &JsValue)
                 Role::Stage(inputs) => feed(inputs, Input::Gone { peer, reason }),
             }
         }
+        ToWorker::HostReturned { host } => {
+            if let Role::Stage(inputs) = &*role.borrow() {
+                feed(inputs, Input::HostReturned(host));
+            }
+        }
         ToWorker::Presence { peer, presence } => match &*role.borrow() {
             Role::Unknown => {}
             Role::Host(inputs) => feed(inputs, Input::Presence { peer, presence }),
@@ -197,6 +202,11 @@ impl Environment for WorkerEnvironment {
     fn now(&self) -> Duration {
         let milliseconds = scope().performance().map_or(0.0, |performance| performance.now());
         Duration::from_secs_f64(milliseconds.max(0.0) / 1000.0)
+    }
+
+    /// The page finds the host again when it was only loaded anew.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(600)
     }
 
     /// A message to oneself comes back after the events that wait; a timer would take 4 ms when nested.

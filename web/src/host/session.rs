@@ -692,11 +692,17 @@ impl Session {
         };
         self.code.set(Some(secret.to_code()));
         self.room.set(RoomState::Opening);
-        let (session, room_id) = (*self, secret.room_id());
-        let client =
-            SignalClient::connect(browser::server_url(), room_id, Role::Host, u32::MAX, move |event| {
+        let (session, room_id, claim) = (*self, secret.room_id(), browser::room_claim());
+        let client = SignalClient::connect(
+            browser::server_url(),
+            room_id,
+            Role::Host,
+            claim,
+            u32::MAX,
+            move |event| {
                 session.on_signal(event, &secret);
-            });
+            },
+        );
         self.with(|held| held.signal = Some(client));
     }
 
@@ -735,6 +741,8 @@ impl Session {
                 }
             }
             SignalEvent::PeerJoined(peer) => self.connect(peer),
+            // That is this page.
+            SignalEvent::HostReturned(_) => {}
             SignalEvent::PeerLeft(peer) => {
                 self.with(|held| held.waiting.retain(|waiting| *waiting != peer));
                 if let Some(mesh) = self.meshes().pop() {

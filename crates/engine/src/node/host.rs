@@ -472,7 +472,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 (self.tell)(HostEvent::Checking { loaded, total });
             }
             Input::Progress(loaded, total) => self.handle(Event::Progress { loaded, total }),
-            Input::Ask(..) => {}
+            Input::Ask(..) | Input::HostReturned(_) => {}
             Input::Command(command) => self.command(command),
         }
     }

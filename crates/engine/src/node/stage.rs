@@ -72,7 +72,8 @@ pub async fn run_stage<C: Channel + 'static>(
     mut queue: UnboundedReceiver<Input<C, StageCommand>>,
     mut tell: impl FnMut(StageEvent),
 ) {
-    let mut stage = Stage::new(host, introduction, environment.now());
+    let mut host = host;
+    let mut stage = Stage::new(host, introduction, environment.now()).with_patience(environment.patience());
     let mut net = Net::new();
     let mut engine = Some(StageEngine::new(device));
     let mut jobs: FuturesUnordered<LocalBoxFuture<'_, Finished>> = FuturesUnordered::new();
@@ -199,6 +200,12 @@ pub async fn run_stage<C: Channel + 'static>(
                     stage.handle(Event::Presence(presence), now());
                 }
                 Input::Presence { .. } => {}
+                Input::HostReturned(returned) => {
+                    // What was asked of the host before is asked of nobody now.
+                    questions.borrow_mut().lost(host);
+                    host = returned;
+                    stage.handle(Event::HostReturned { host }, now());
+                }
                 Input::Tick => {
                     net.tick();
                     questions.borrow_mut().tick(host);

@@ -42,6 +42,8 @@ pub enum SignalEvent {
     },
     /// Somebody came.
     PeerJoined(PeerId),
+    /// The host is back, under this number.
+    HostReturned(PeerId),
     /// Somebody left.
     PeerLeft(PeerId),
     /// A sealed envelope.
@@ -142,6 +144,7 @@ struct Inner {
     url: String,
     room: RoomId,
     role: Role,
+    claim: Option<String>,
     on_event: Box<dyn Fn(SignalEvent)>,
     socket: RefCell<Option<Socket>>,
     retry: RefCell<Option<Timeout>>,
@@ -183,11 +186,12 @@ impl Socket {
 }
 
 impl SignalClient {
-    /// Opens the socket and joins `room`; a socket that is lost is tried again up to `most_attempts` times in a row.
+    /// Opens the socket and joins `room`, a host with its claim to it; a socket that is lost is tried again up to `most_attempts` times in a row.
     pub fn connect(
         url: String,
         room: RoomId,
         role: Role,
+        claim: Option<String>,
         most_attempts: u32,
         on_event: impl Fn(SignalEvent) + 'static,
     ) -> Self {
@@ -195,6 +199,7 @@ impl SignalClient {
             url,
             room,
             role,
+            claim,
             on_event: Box::new(on_event),
             socket: RefCell::default(),
             retry: RefCell::default(),
@@ -270,9 +275,9 @@ impl Inner {
             on(
                 "open",
                 Box::new(|inner, _| {
-                    let (room, role) = (inner.room.clone(), inner.role);
+                    let (room, role, claim) = (inner.room.clone(), inner.role, inner.claim.clone());
                     if let Some(socket) = &*inner.socket.borrow() {
-                        socket.send(&ClientMessage::Join { version: PROTOCOL_VERSION, room, role });
+                        socket.send(&ClientMessage::Join { version: PROTOCOL_VERSION, room, role, claim });
                     }
                 }),
             ),
@@ -345,6 +350,7 @@ impl Inner {
                 self.emit(SignalEvent::Joined { me, host, peers, ice_servers });
             }
             Ok(ServerMessage::PeerJoined { peer }) => self.emit(SignalEvent::PeerJoined(peer)),
+            Ok(ServerMessage::HostReturned { host }) => self.emit(SignalEvent::HostReturned(host)),
             Ok(ServerMessage::PeerLeft { peer }) => self.emit(SignalEvent::PeerLeft(peer)),
             Ok(ServerMessage::Relay { from, sealed }) => self.emit(SignalEvent::Relay { from, sealed }),
             Ok(ServerMessage::Pong) => {}
