@@ -75,7 +75,11 @@ impl World {
         Self {
             seed,
             rng: ChaCha8Rng::seed_from_u64(seed),
-            rooms: Rooms::new(LIMITS, Timeouts { grace: Duration::from_secs(30), ..Timeouts::default() }, Vec::new()),
+            rooms: Rooms::new(
+                LIMITS,
+                Timeouts { grace: Duration::from_secs(30), ..Timeouts::default() },
+                Vec::new(),
+            ),
             now: Duration::ZERO,
             views: BTreeMap::new(),
             opened: 0,

@@ -48,7 +48,9 @@ async fn what_is_no_message_is_refused() {
         Message::text(""),
         Message::text("hello"),
         Message::text(r#"{"type":"ping""#),
-        Message::text(r#"{"type":"join","version":2,"room":"../../etc","role":"host"}"#),
+        Message::text(format!(
+            r#"{{"type":"join","version":{PROTOCOL_VERSION},"room":"../../etc","role":"host"}}"#
+        )),
         Message::text(r#"{"type":"relay","to":1,"sealed":"before a join"}"#),
         Message::binary(vec![0; 100]),
     ] {
