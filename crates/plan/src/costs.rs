@@ -380,6 +380,8 @@ pub(crate) struct Position {
     pub(crate) count: usize,
     /// Micro-batches that each of them may hold.
     pub(crate) limit: u64,
+    /// And those that each does hold: a share of a step's.
+    pub(crate) in_flight: u64,
     pub(crate) recompute: bool,
     /// The time that its devices take to add up their gradients.
     pub(crate) reduce: u64,
@@ -444,7 +446,7 @@ impl Layout {
             }
             let reduce = costs.reduce(mask, from, to);
             let count = self.lanes.len() - first;
-            self.positions.push(Position { first, count, limit, recompute: again, reduce });
+            self.positions.push(Position { first, count, limit, in_flight, recompute: again, reduce });
         }
     }
 

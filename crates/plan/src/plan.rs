@@ -383,7 +383,7 @@ pub(crate) fn prediction(costs: &Costs, layout: &Layout, shape: &Shape) -> Predi
                 busy: seconds(timeline.busy(lane.node)),
                 forward: seconds(lane.forward[1]),
                 backward: seconds(lane.backward[1]),
-                memory: costs.parts(lane.node, from, to, position.limit, position.recompute),
+                memory: costs.parts(lane.node, from, to, position.in_flight, position.recompute),
                 usable: costs.memory(lane.node),
             });
         }

@@ -27,11 +27,11 @@ const DISTURBED: u64 = 100_000;
 const STARTS: usize = 6;
 /// Heat of annealing at first, a share of the time.
 const HOT: f64 = 0.05;
-/// Nodes of the complete search, over all ways to cut the batch, and steps run by it.
+/// Nodes of the complete search, over all ways to cut the batch, and jobs run by it.
 const NODES: u32 = 100_000;
 /// Nodes of a first try, which is enough for small rooms.
 const SOON: u32 = 20_000;
-const STEPS: u32 = 1_000;
+const JOBS: u64 = 100_000;
 /// With more devices the complete search would not end within that: it is left out.
 const COMPLETE: usize = 10;
 
@@ -83,7 +83,7 @@ pub(crate) fn roomiest(costs: &Costs) -> (u64, Shape) {
     if over.0 == 0 {
         return (0, shape);
     }
-    let mut effort = Effort { nodes: NODES / 4, steps: 1 };
+    let mut effort = Effort { nodes: NODES / 4, jobs: 1 };
     search.complete(costs, &mut effort);
     search.best.map_or((over.0, shape), |(_, _, shape)| (0, shape))
 }
@@ -116,7 +116,13 @@ struct Search {
 #[derive(Debug)]
 struct Effort {
     nodes: u32,
-    steps: u32,
+    jobs: u64,
+}
+
+impl Effort {
+    fn is_spent(&self) -> bool {
+        self.nodes == 0 || self.jobs == 0
+    }
 }
 
 impl Search {
@@ -150,8 +156,7 @@ impl Search {
             Judge::Guess => (over, bound + guess),
             Judge::Run if over > 0 || bound >= than.1 => (over, u64::MAX),
             Judge::Run => {
-                let jobs = costs.micro_batches() * (2 * self.layout.lanes.len() as u64 + 1);
-                self.work = self.work.saturating_sub(jobs);
+                self.work = self.work.saturating_sub(jobs(costs, &self.layout));
                 (0, self.time(costs, shape))
             }
         }
@@ -311,12 +316,12 @@ impl Search {
 
     /// Looks at every plan that may be better than the best, if `nodes` suffice for that.
     fn prove(&mut self, ways: &[Costs], nodes: u32) -> bool {
-        let mut effort = Effort { nodes, steps: STEPS };
+        let mut effort = Effort { nodes, jobs: JOBS };
         for (index, costs) in ways.iter().enumerate() {
             self.index = index;
             self.complete(costs, &mut effort);
         }
-        effort.nodes > 0 && effort.steps > 0
+        !effort.is_spent()
     }
 
     fn complete(&mut self, costs: &Costs, effort: &mut Effort) {
@@ -326,6 +331,11 @@ impl Search {
         let mut walk = Walk { costs, twins, rows: Vec::new(), effort };
         walk.from(self, costs.blocks, 0, 1, Suffix::new(costs), &[]);
     }
+}
+
+/// Jobs of a step.
+fn jobs(costs: &Costs, layout: &Layout) -> u64 {
+    costs.micro_batches() * (2 * layout.positions.len() as u64 + 1)
 }
 
 /// Kinds of moves.
@@ -594,11 +604,12 @@ impl Walk<'_> {
             let shape = Shape { host: left, stages };
             search.layout.lay(costs, &shape, None);
             if search.layout.over == 0 && search.layout.bound_and_guess(costs).0 < search.limit() {
-                self.effort.steps -= 1;
+                let jobs = jobs(costs, &search.layout);
+                self.effort.jobs = self.effort.jobs.saturating_sub(jobs);
                 search.time(costs, &shape);
             }
         }
-        if left == 0 || self.effort.steps == 0 {
+        if left == 0 {
             return;
         }
         self.groups(search, (left, used, behind, suffix, next), 0, 0);
@@ -613,6 +624,9 @@ impl Walk<'_> {
         from: usize,
     ) {
         for device in from..self.costs.devices {
+            if self.effort.is_spent() {
+                return;
+            }
             let bit = 1u64 << device;
             // Of two that are the same the first goes first.
             if (state.1 | group) & bit != 0 || self.twins[device] & !(state.1 | group) != 0 {
@@ -626,7 +640,7 @@ impl Walk<'_> {
     }
 
     fn lengths(&mut self, search: &mut Search, state: (usize, u64, u64, Suffix, &[LaneCost]), group: u64) {
-        if self.effort.nodes == 0 || self.effort.steps == 0 {
+        if self.effort.is_spent() {
             return;
         }
         self.effort.nodes -= 1;

@@ -249,3 +249,12 @@ fn plans_travel() {
     let sent = (room, model, options);
     assert_eq!(travel(postcard::to_stdvec(&sent).unwrap()), sent);
 }
+
+#[test]
+fn the_search_ends_whatever_may_share_a_stage_and_however_finely_the_batch_is_cut() {
+    let (room, model, options) = random(&mut rng(3), 24, 8);
+    let many = Options { max_replicas: u16::MAX, ..options.clone() };
+    assert!(plan(&room, &model, &many).unwrap().prediction.fits());
+    let fine = Options { batch_size: 4096, ..options };
+    assert!(plan(&room, &model, &fine).unwrap().prediction.fits());
+}
