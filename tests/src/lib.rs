@@ -457,6 +457,11 @@ impl Tab {
         Ok(())
     }
 
+    /// Loads the page again, as a person does who presses the button for it.
+    pub async fn reload(&self) -> Result<()> {
+        Ok(self.client.refresh().await?)
+    }
+
     /// Closes the tab and its browser.
     pub async fn close(self) -> Result<()> {
         Ok(self.client.clone().close().await?)

@@ -2,7 +2,7 @@
 //! are those of one process.
 
 use anyhow::{Result, ensure};
-use baton_e2e::reference::{choose, compare, one_process};
+use baton_e2e::reference::{choose, compare, finish, one_process};
 use baton_e2e::{Browser, Server, Tab, TabOptions, join, model_folder};
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,19 @@ const STEPS: &str = "150";
 async fn room(server: &Server, browser: &Browser, tabs: usize) -> Result<(Tab, Vec<Tab>)> {
     server.add("models/stories260k", &model_folder()?)?;
     let host = browser.open(&format!("{}?backend=cpu", server.url), &TabOptions::default()).await?;
+    prepare(server, &host, STEPS).await?;
+    let tabs = join(browser, &host, tabs, &TabOptions::default()).await?;
+    host.wait_for_devices(tabs.len(), 60).await?;
+    Ok((host, tabs))
+}
+
+async fn prepare(server: &Server, host: &Tab, steps: &str) -> Result<()> {
     host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
     host.click("#model-url-choice").await?;
     host.fill("#model-url", &format!("{}models/stories260k", server.url)).await?;
     host.click("#model-url-use").await?;
     host.wait("#model", "text", 60, |text| text.contains("models/stories260k")).await?;
-    choose(&host, STEPS, "f32").await?;
-    let tabs = join(browser, &host, tabs, &TabOptions::default()).await?;
-    host.wait_for_devices(tabs.len(), 60).await?;
-    Ok((host, tabs))
+    choose(host, steps, "f32").await
 }
 
 async fn steps(host: &Tab) -> Result<usize> {
@@ -108,6 +112,32 @@ async fn a_killed_tab_and_a_hidden_one_cost_no_step_and_a_late_one_is_put_to_wor
     tabs[0].show().await?;
 
     let (losses, weights) = end(&host).await?;
+    compare(&losses, &weights, &reference)?;
+    for tab in tabs.into_iter().chain([host]) {
+        tab.close().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn devices_meet_a_host_again_that_loads_its_page_anew() -> Result<()> {
+    let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
+    let reference = one_process("10").await?;
+    let (host, tabs) = room(&server, &browser, 2).await?;
+    let link = host.read("#join-link", "value").await?;
+    host.click("#start").await?;
+    wait_for_steps(&host, 3, 120).await?;
+    host.reload().await?;
+    // What is loaded is kept for the host, and its page finds everybody again under the same link.
+    host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
+    host.wait_for_devices(2, 20).await?;
+    ensure!(host.read("#join-link", "value").await? == link, "another link");
+    for tab in &tabs {
+        tab.wait("#stage", "data-state", 10, |state| state == "waiting").await?;
+        ensure!(tab.errors().await?.is_empty(), "{:?}", tab.errors().await?);
+    }
+    prepare(&server, &host, "10").await?;
+    let (losses, weights) = finish(&host, 120).await?;
     compare(&losses, &weights, &reference)?;
     for tab in tabs.into_iter().chain([host]) {
         tab.close().await?;
