@@ -30,7 +30,7 @@ const FAR_OFF: f64 = 0.6;
 
 impl Coordinator {
     /// The best plan for the devices that are there, whatever the one in force.
-    pub(super) fn design(&self) -> Shape {
+    pub(super) fn design(&mut self) -> Shape {
         let Some(run) = &self.run else { return Shape { host: 0..0, stages: Vec::new() } };
         let usable = self.usable();
         let rested = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.rests_until <= self.now);
@@ -71,7 +71,7 @@ impl Coordinator {
     }
 
     /// The plan nearest to the one in force without the devices that are not there any more.
-    fn mended(&self) -> Shape {
+    fn mended(&mut self) -> Shape {
         let Some(run) = &self.run else { return self.design() };
         let usable = self.usable();
         let old = &run.plan.shape;
@@ -135,7 +135,7 @@ impl Coordinator {
         };
         if run.intent.is_none() && self.now >= run.consider_at {
             let wanted = self.design();
-            let worth = self.is_worth(run, &wanted);
+            let worth = self.run.as_ref().is_some_and(|run| self.is_worth(run, &wanted));
             if let Some(run) = &mut self.run {
                 run.consider_at = self.now + CONSIDER;
                 if worth {

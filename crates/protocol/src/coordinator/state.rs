@@ -178,6 +178,15 @@ impl Plan {
     }
 }
 
+/// What the planner said of a room.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) devices: Vec<PeerId>,
+    /// Seconds of a forward and a backward pass of a block, of each of them.
+    pub(super) paces: Vec<[f64; 2]>,
+    pub(super) shape: Option<Shape>,
+}
+
 /// A better plan, put in force between two steps when everybody has ready what is new to it.
 #[derive(Debug, Clone)]
 pub(super) struct Intent {
@@ -236,6 +245,8 @@ pub(super) struct Run {
     pub(super) consider_at: Duration,
     /// When a better plan was last decided on, and how often that was.
     pub(super) balanced: (Duration, u32),
+    /// What the planner said last.
+    pub(super) answer: Option<Answer>,
     /// Steps that are committed; the state that belongs to them.
     pub(super) committed: Step,
     pub(super) states: BTreeMap<u16, BlockBytes>,
@@ -271,6 +282,7 @@ impl Run {
             longest_step: Duration::ZERO,
             consider_at: now,
             balanced: (now, 0),
+            answer: None,
             committed: start.committed,
             states,
             open: OpenStep::new(start.committed, &plan, &start.settings),
