@@ -619,12 +619,11 @@ impl<M: Model> World<M> {
             Event::Act(act) => act.is_of_the_host().then_some(HOST),
             Event::Sever(_) => None,
         };
-        let frozen =
-            member.and_then(|member| self.frozen.get(&member)).filter(|frozen| frozen.end > self.now);
+        let frozen = member.and_then(|member| self.frozen.get(&member)).filter(|frozen| frozen.end > at);
         if let Some(Range { start, end }) = frozen.cloned() {
             // The engine stood still as well: what was left to do then is left to do.
             let left = match event {
-                Event::Done(..) => self.now.saturating_sub(start),
+                Event::Done(..) => at.saturating_sub(start),
                 _ => Duration::ZERO,
             };
             return self.schedule(end + left, event);

@@ -40,11 +40,17 @@ impl Coordinator {
         }
         // Who has a stage keeps its place in the ring.
         chosen.sort_by_key(|id| run.plan.position(*id).unwrap_or(usize::MAX));
-        let in_order = self.in_order(&chosen, run.start.blocks);
-        match self.planned(&chosen) {
+        let blocks = run.start.blocks;
+        if let Some(shape) = self.found_before(&chosen) {
+            return shape;
+        }
+        let in_order = self.in_order(&chosen, blocks);
+        let shape = match self.planned(&chosen) {
             Some(best) if self.is_much_faster(&best, &in_order) => best,
             _ => in_order,
-        }
+        };
+        self.keep_found(chosen, &shape);
+        shape
     }
 
     /// The devices in this order, each with so many blocks that the slowest stage is as fast as can be.

@@ -16,33 +16,15 @@ use baton_plan::{
 const LINK: LinkProfile = LinkProfile { up: 5e6, down: 5e6, round_trip: 0.01 };
 /// Devices whose times differ by less than this share are taken for alike: a step's times vary as much.
 const ALIKE: f64 = 0.25;
-/// The planner is not asked again before some device's time has changed by this share: in a room of 64 phones its search
+/// No plan is looked for again before some device's time has changed by this share: in a room of 64 phones the search
 /// takes 70 ms.
-const ASKED: f64 = 0.1;
+const SAME: f64 = 0.1;
 /// Seconds in which everybody stops, loads what it has ready and connects to new neighbours.
 const TURN: f64 = 2.0;
 
 impl Coordinator {
     /// The planner's own plan for these devices; none where the model or every device is unknown to it, or nothing fits.
-    pub(super) fn planned(&mut self, devices: &[PeerId]) -> Option<Shape> {
-        let paces = self.paces(devices)?;
-        let close = |a: f64, b: f64| (a - b).abs() <= ASKED * a.max(b);
-        let same = |answer: &&Answer| {
-            let mut pairs = answer.paces.iter().flatten().zip(paces.iter().flatten());
-            answer.devices == devices && pairs.all(|(a, b)| close(*a, *b))
-        };
-        if let Some(answer) = self.run.as_ref()?.answer.as_ref().filter(same) {
-            return answer.shape.clone();
-        }
-        let shape = self.search(devices);
-        let answer = Answer { devices: devices.to_vec(), paces, shape: shape.clone() };
-        if let Some(run) = &mut self.run {
-            run.answer = Some(answer);
-        }
-        shape
-    }
-
-    fn search(&self, devices: &[PeerId]) -> Option<Shape> {
+    pub(super) fn planned(&self, devices: &[PeerId]) -> Option<Shape> {
         let run = self.run.as_ref()?;
         let model = run.start.profile.as_ref()?;
         let room = self.room(run, devices)?;
@@ -53,6 +35,23 @@ impl Coordinator {
         };
         let stages: Option<Vec<_>> = found.partition.stages.into_iter().map(stage).collect();
         Some(Shape { host: found.partition.host, stages: stages? })
+    }
+
+    /// What was found best for these devices, as long as they take as long for a block as they did then.
+    pub(super) fn found_before(&self, devices: &[PeerId]) -> Option<Shape> {
+        let answer = self.run.as_ref()?.answer.as_ref().filter(|answer| answer.devices == devices)?;
+        let paces = self.paces(devices)?;
+        let close = |(a, b): (&f64, &f64)| (a - b).abs() <= SAME * a.max(*b);
+        answer.paces.iter().flatten().zip(paces.iter().flatten()).all(close).then(|| answer.shape.clone())
+    }
+
+    /// Keeps what was found best for these devices.
+    pub(super) fn keep_found(&mut self, devices: Vec<PeerId>, shape: &Shape) {
+        if let Some(paces) = self.paces(&devices)
+            && let Some(run) = &mut self.run
+        {
+            run.answer = Some(Answer { devices, paces, shape: shape.clone() });
+        }
     }
 
     /// Seconds of a step with a plan, if enough is known to tell.

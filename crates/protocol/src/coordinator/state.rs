@@ -178,13 +178,13 @@ impl Plan {
     }
 }
 
-/// What the planner said of a room.
+/// What was found best for a room.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) devices: Vec<PeerId>,
     /// Seconds of a forward and a backward pass of a block, of each of them.
     pub(super) paces: Vec<[f64; 2]>,
-    pub(super) shape: Option<Shape>,
+    pub(super) shape: Shape,
 }
 
 /// A better plan, put in force between two steps when everybody has ready what is new to it.
@@ -245,7 +245,7 @@ pub(super) struct Run {
     pub(super) consider_at: Duration,
     /// When a better plan was last decided on, and how often that was.
     pub(super) balanced: (Duration, u32),
-    /// What the planner said last.
+    /// What was found best last.
     pub(super) answer: Option<Answer>,
     /// Steps that are committed; the state that belongs to them.
     pub(super) committed: Step,
