@@ -462,6 +462,14 @@ impl Tab {
         Ok(self.client.refresh().await?)
     }
 
+    /// Opens a page in a new tab of the same browser and closes the one before.
+    pub async fn reopen(&self, url: &str) -> Result<()> {
+        let new = self.client.new_window(true).await?;
+        self.client.close_window().await?;
+        self.client.switch_to_window(new.handle).await?;
+        Ok(self.client.goto(url).await?)
+    }
+
     /// Closes the tab and its browser.
     pub async fn close(self) -> Result<()> {
         Ok(self.client.clone().close().await?)

@@ -144,3 +144,35 @@ async fn devices_meet_a_host_again_that_loads_its_page_anew() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_run_goes_on_after_its_hosts_page_was_closed() -> Result<()> {
+    let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
+    let reference = one_process(STEPS).await?;
+    let (host, tabs) = room(&server, &browser, 2).await?;
+    let link = host.read("#join-link", "value").await?;
+    host.click("#start").await?;
+    wait_for_steps(&host, 20, 120).await?;
+    // Closed, and opened again in another tab.
+    host.reopen(&format!("{}?backend=cpu", server.url)).await?;
+    let opened = Instant::now();
+    host.wait("#kept", "data-steps", 30, |steps| steps == STEPS).await?;
+    let done: usize = host.read("#kept", "data-done").await?.parse()?;
+    ensure!(done >= 20, "{done} steps were kept");
+    ensure!(host.read("#join-link", "value").await? == link, "another link");
+    host.wait_for_devices(2, 20).await?;
+    let together = opened.elapsed();
+    host.screenshot("kept").await?;
+    host.click("#go-on").await?;
+    let clicked = Instant::now();
+    wait_for_steps(&host, done + 1, 20).await?;
+    let on = clicked.elapsed();
+    println!("{done} steps kept; everybody is back after {together:?}, the next step after {on:?}");
+    ensure!(on < Duration::from_secs(5), "{on:?}");
+    let (losses, weights) = end(&host).await?;
+    compare(&losses, &weights, &reference)?;
+    for tab in tabs.into_iter().chain([host]) {
+        tab.close().await?;
+    }
+    Ok(())
+}

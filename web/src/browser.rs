@@ -18,6 +18,7 @@ use wasm_bindgen_futures::{JsFuture, spawn_local};
 
 const ROOM_KEY: &str = "baton.room";
 const CLAIM_KEY: &str = "baton.claim";
+const KEPT_ROOM_KEY: &str = "baton.kept-room";
 
 /// Reads what [`store`] wrote; whatever is unreadable counts as nothing.
 pub(crate) fn stored<T: DeserializeOwned>(key: &str) -> Option<T> {
@@ -82,7 +83,14 @@ pub(crate) fn is_secure() -> bool {
 
 /// This room's secret: kept while the tab lives, so that a reload keeps the link.
 pub(crate) fn room_secret(renew: bool) -> Option<RoomSecret> {
-    let kept = SessionStorage::get::<String>(ROOM_KEY).ok();
+    // The room of a run that can be gone on with, in a new tab too.
+    let kept = SessionStorage::get::<String>(ROOM_KEY).or_else(|_| {
+        let (room, claim) = LocalStorage::get::<(String, String)>(KEPT_ROOM_KEY)?;
+        SessionStorage::set(ROOM_KEY, &room)?;
+        SessionStorage::set(CLAIM_KEY, claim)?;
+        Ok::<_, gloo::storage::errors::StorageError>(room)
+    });
+    let kept = kept.ok();
     if let (false, Some(secret)) = (renew, kept.and_then(|code| RoomSecret::from_code(&code).ok())) {
         return Some(secret);
     }
@@ -91,6 +99,19 @@ pub(crate) fn room_secret(renew: bool) -> Option<RoomSecret> {
     let secret = RoomSecret::from_bytes(bytes);
     SessionStorage::set(ROOM_KEY, secret.to_code()).ok();
     Some(secret)
+}
+
+/// Keeps the room for a tab to come, with the run that goes on in it.
+pub(crate) fn keep_room() {
+    let get = |key| SessionStorage::get::<String>(key).ok();
+    if let (Some(room), Some(claim)) = (get(ROOM_KEY), get(CLAIM_KEY)) {
+        LocalStorage::set(KEPT_ROOM_KEY, (room, claim)).ok();
+    }
+}
+
+/// There is no run to go on with: a new tab makes a new room.
+pub(crate) fn forget_room() {
+    LocalStorage::delete(KEPT_ROOM_KEY);
 }
 
 /// This host's claim to its room, kept as the secret is: with it a page that was loaded again has the room back at once.

@@ -224,6 +224,7 @@ impl Visit {
             | FromWorker::Text { .. }
             | FromWorker::Devices { .. }
             | FromWorker::Left { .. }
+            | FromWorker::Kept { .. }
             | FromWorker::Checking { .. }
             | FromWorker::Phase { .. }
             | FromWorker::Step { .. }

@@ -11,7 +11,7 @@ pub const FIRST_REQUEST: u32 = 1 << 30;
 const LAST_REQUEST: u32 = 1 << 31;
 
 /// What the model is worth on the samples kept out of training.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Judgement {
     /// The mean loss: over target tokens, or over samples.
     pub loss: f64,

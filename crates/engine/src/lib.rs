@@ -4,6 +4,7 @@
 //! * [`cache`]: where pieces of models are kept;
 //! * [`batches`]: which samples are in which micro-batch of which step;
 //! * [`host`] and [`stage`]: the engines behind the coordinator's and the stage's jobs;
+//! * [`kept`]: a run on its host's disk, to go on with later;
 //! * [`profile`]: the model as the planner sees it;
 //! * [`evaluate`]: judging the model on samples kept out of training;
 //! * [`texts`]: texts that the model writes, a token at a time;
@@ -19,6 +20,7 @@ pub mod error;
 pub mod evaluate;
 pub mod generate;
 pub mod host;
+pub mod kept;
 pub mod node;
 pub mod profile;
 pub mod source;

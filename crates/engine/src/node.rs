@@ -8,7 +8,7 @@ mod host;
 mod stage;
 
 pub use files::ModelFiles;
-pub use host::{About, HostCommand, HostEvent, ModelChoice, run_host};
+pub use host::{About, HostCommand, HostEvent, KeptSummary, ModelChoice, run_host};
 pub use stage::{StageCommand, StageEvent, run_stage};
 
 use baton_protocol::PeerId;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use baton_engine::cache::AnyCache;
+use baton_engine::kept::RunStore;
 use baton_engine::node::{About, Environment, HostCommand, HostEvent, Input, ModelChoice, queue, run_host};
 use baton_engine::source::AnyFiles;
 use baton_formats::MemoryFiles;
@@ -62,7 +63,16 @@ fn said(commands: Vec<HostCommand>) -> Vec<HostEvent> {
         move |event| events.borrow_mut().push(event)
     };
     let device = baton_model::cpu();
-    let run = run_host(introduction, device, AnyCache::None, AtOnce, inputs.clone(), commands_in, tell);
+    let run = run_host(
+        introduction,
+        device,
+        AnyCache::None,
+        RunStore::new(AnyCache::None),
+        AtOnce,
+        inputs.clone(),
+        commands_in,
+        tell,
+    );
     pool.spawner().spawn_local(run).unwrap();
     for command in commands {
         inputs.unbounded_send(Input::Command(command)).unwrap();

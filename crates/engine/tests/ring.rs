@@ -4,13 +4,16 @@
 
 mod common;
 
+use baton_engine::cache::AnyCache;
 use baton_engine::source::AnyFiles;
 use baton_formats::DirFiles;
+use baton_formats::files::DirCache;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::RunPhase;
 use baton_protocol::run::Settings;
-use common::{Outcome, adapter_numbers, run_room, run_room_with_late};
+use common::{Outcome, Script, adapter_numbers, play, run_room};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 const STEPS: u32 = 3;
 
@@ -58,7 +61,8 @@ fn finished(outcome: &Outcome) {
 }
 
 fn assert_same(model: &Path, got: &Outcome, want: &Outcome, tolerance: f64, what: &str) {
-    finished(got);
+    assert_eq!((&got.phase, &got.errors), (&Some(RunPhase::Finished), &Vec::new()), "{what}");
+    assert_eq!(got.losses.len(), want.losses.len(), "{what}");
     for (step, (got, want)) in got.losses.iter().zip(&want.losses).enumerate() {
         assert!((got - want).abs() <= tolerance * want, "{what}: step {step}: {got} against {want}");
     }
@@ -121,13 +125,45 @@ fn a_device_that_joins_late_changes_no_loss_and_keeps_its_neighbours_blocks() {
     let Some((model, text)) = files() else { return };
     let settings = Settings { steps: 12, ..settings() };
     let alone = run_room(dir(&model), ("valid.txt", text.clone()), &settings, 0, None);
-    let joined = run_room_with_late(dir(&model), ("valid.txt", text), &settings, 3, None, Some((2, 2)));
+    let script = Script { late: Some((2, 2)), ..Script::default() };
+    let joined = play(dir(&model), Some(("valid.txt", text)), &settings, 3, &script);
     assert_eq!((&joined.phase, &joined.errors), (&Some(RunPhase::Finished), &Vec::new()));
     assert!(joined.stage_blocks.iter().all(Option::is_some), "{:?}", joined.stage_blocks);
     assert_eq!(joined.losses.len(), 12);
     for (got, want) in joined.losses.iter().zip(&alone.losses) {
         assert!((got - want).abs() <= 1e-5 * want, "{got} {want}");
     }
+}
+
+#[test]
+fn a_host_that_comes_back_goes_on_where_its_run_was() {
+    let Some((model, text)) = files() else { return };
+    let settings = Settings { steps: 9, validation: 0.2, evaluate_every: 3, ..settings() };
+    let whole = run_room(dir(&model), ("valid.txt", text.clone()), &settings, 2, None);
+    let folder = tempfile::tempdir().unwrap();
+    let store = AnyCache::Dir(Rc::new(DirCache::new(folder.path(), 64 << 20)));
+    let crash = Script { crash: Some(5), store: store.clone(), ..Script::default() };
+    let before = play(dir(&model), Some(("valid.txt", text)), &settings, 2, &crash);
+    assert_eq!((before.losses.len(), &before.zip), (5, &Vec::new()));
+    // Other devices than before, and twice the same place to go on from.
+    for stages in [3, 0] {
+        let script = Script { crash: (stages == 3).then_some(7), store: store.clone(), ..Script::default() };
+        let after = play(dir(&model), None, &settings, stages, &script);
+        assert_eq!(after.errors, Vec::<String>::new());
+        for (got, want) in after.losses.iter().zip(&whole.losses) {
+            assert!((got - want).abs() <= 1e-5 * want, "{stages}: {got} {want}");
+        }
+        if stages == 0 {
+            assert_eq!((after.losses.len(), after.phase.as_ref()), (9, Some(&RunPhase::Finished)));
+            assert_same(&model, &after, &whole, 1e-5, "a run in three parts");
+            let steps: Vec<u32> = after.judged.iter().map(|(done, _)| *done).collect();
+            assert_eq!(steps, [0, 3, 6, 9]);
+        }
+    }
+    // A run that is over can be looked at again: its adapter is still there.
+    let over = play(dir(&model), None, &settings, 0, &Script { store, ..Script::default() });
+    assert_eq!(over.phase, Some(RunPhase::Finished));
+    assert_same(&model, &over, &whole, 1e-5, "after its end");
 }
 
 #[test]

@@ -86,6 +86,10 @@ pub enum ToWorker {
         /// What the person set.
         settings: Settings,
     },
+    /// Goes on with the run that is kept; answered as [`ToWorker::Start`] is, after the model and the text.
+    GoOn,
+    /// Forgets it; answered by [`FromWorker::Kept`].
+    Forget,
     /// Pauses after the open step.
     Pause,
     /// Goes on.
@@ -163,6 +167,11 @@ pub enum FromWorker {
     Connect {
         /// To whom.
         peer: PeerId,
+    },
+    /// A run that can be gone on with lies on this device, or none any more.
+    Kept {
+        /// What to show.
+        run: Option<KeptInfo>,
     },
     /// A device is out of the room, or out of the plan until it is heard again.
     Left {
@@ -408,6 +417,21 @@ pub enum DeviceState {
     Hidden,
     /// Not heard; the others go on without it.
     Silent,
+}
+
+/// A run that can be gone on with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptInfo {
+    /// What its model is called.
+    pub model: String,
+    /// Its text's file name.
+    pub text: String,
+    /// Complete steps.
+    pub done: u32,
+    /// Steps in all.
+    pub steps: u32,
+    /// Whether its model was a person's own files, which have to be chosen again first.
+    pub needs_files: bool,
 }
 
 /// The phases of a run.

@@ -2,11 +2,14 @@
 
 use crate::channel::RtcChannel;
 use crate::{WorkerEnvironment, feed, post};
+use baton_engine::cache::AnyCache;
 use baton_engine::evaluate::Judgement;
+use baton_engine::kept::RunStore;
 use baton_engine::node::{self, About, HostCommand, HostEvent, Input, Inputs};
 use baton_engine::source::AnyFiles;
 use baton_engine::source::backbone_storage;
 use baton_engine::texts::{Prompt, TextRequest};
+use baton_formats::files::OpfsCache;
 use baton_formats::{BlobFiles, ModelConfig, UrlFiles, layout};
 use baton_model::{Device, end_bytes, frozen_bytes};
 use baton_protocol::coordinator::{DeviceView, RunPhase};
@@ -17,8 +20,12 @@ use baton_web_api as api;
 use baton_web_api::{DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker};
 use js_sys::{Array, Uint8Array};
 use std::ops::Range;
+use std::rc::Rc;
 use wasm_bindgen::{JsCast, JsValue};
 use web_sys::File;
+
+/// The folder of the run that can be gone on with; the button that clears the models leaves it alone.
+const RUN_FOLDER: &str = "baton-run";
 
 /// Starts the host's loop.
 pub(crate) fn start(name: String, backend: &str, device: Device) -> Inputs<RtcChannel, HostCommand> {
@@ -29,7 +36,8 @@ pub(crate) fn start(name: String, backend: &str, device: Device) -> Inputs<RtcCh
     let loop_inputs = inputs.clone();
     wasm_bindgen_futures::spawn_local(async move {
         let (cache, inputs) = (crate::cache().await, loop_inputs);
-        node::run_host(introduction, device, cache, WorkerEnvironment, inputs, queue, tell).await;
+        let store = RunStore::new(AnyCache::Opfs(Rc::new(OpfsCache::open_in(RUN_FOLDER, None).await)));
+        node::run_host(introduction, device, cache, store, WorkerEnvironment, inputs, queue, tell).await;
     });
     inputs
 }
@@ -52,6 +60,8 @@ pub(crate) fn command(
         ToWorker::MapText { mapping } => HostCommand::MapText(mapping),
         ToWorker::Preview { settings } => HostCommand::Preview(Box::new(settings)),
         ToWorker::Start { settings } => HostCommand::Start(Box::new(settings)),
+        ToWorker::GoOn => HostCommand::GoOn,
+        ToWorker::Forget => HostCommand::Forget,
         ToWorker::Pause => HostCommand::Pause,
         ToWorker::Resume => HostCommand::Resume,
         ToWorker::Stop => HostCommand::Stop,
@@ -280,6 +290,16 @@ fn tell(own: &Introduction, event: HostEvent) {
         HostEvent::Adapter { zip, step } => {
             let name = format!("baton-adapter-step-{step}.zip");
             post(&FromWorker::Adapter { name, step }, Some(&zip));
+        }
+        HostEvent::Kept(run) => {
+            let run = run.map(|run| api::KeptInfo {
+                model: run.model,
+                text: run.text,
+                done: run.done,
+                steps: run.steps,
+                needs_files: run.needs_files,
+            });
+            post(&FromWorker::Kept { run }, None);
         }
         HostEvent::Left { device, reason } => post(&FromWorker::Left { device, reason }, None),
         HostEvent::Disconnect { peer } => post(&FromWorker::Disconnect { peer }, None),

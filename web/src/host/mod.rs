@@ -14,7 +14,7 @@ use crate::{
     browser, format,
     storage::StoragePanel,
 };
-use baton_web_api::RunPhase;
+use baton_web_api::{KeptInfo, RunPhase};
 use leptos::prelude::*;
 use session::{Choice, EngineState, Session};
 
@@ -48,6 +48,7 @@ pub(crate) fn Host() -> impl IntoView {
             <InsecureNote />
             <Alert id="error-engine" error=session.errors.engine />
             <Alert id="error-run" error=session.errors.run />
+            <KeptRun in_lobby=in_lobby />
             <p id="phase" class="visually-hidden" role="status" data-phase=move || phase_name(&session.phase.get())>
                 {move || session.phase.with(phase_words)}
             </p>
@@ -73,6 +74,38 @@ pub(crate) fn Host() -> impl IntoView {
             </div>
         </main>
         <StartBar in_lobby=in_lobby />
+    }
+}
+
+/// A run that was interrupted, and what to do about it.
+#[component]
+fn KeptRun(in_lobby: Memo<bool>) -> impl IntoView {
+    let session = expect_context::<Session>();
+    let words = move |run: &KeptInfo| {
+        let KeptInfo { model, text, done, steps, needs_files } = run;
+        let on = format!("on “{text}” with {model}");
+        let then = if *needs_files { " Choose the model’s files again first." } else { "" };
+        if done >= steps {
+            format!("Its adapter is still here: all {steps} steps {on}.{then}")
+        } else {
+            format!(
+                "{done} of {steps} steps {on} are done. Its devices come back by themselves; others can join now.{then}"
+            )
+        }
+    };
+    view! {
+        {move || in_lobby.get().then(|| session.kept.get()).flatten().map(|run| view! {
+            <section class="card kept" id="kept" aria-labelledby="kept-title" data-done=run.done data-steps=run.steps>
+                <h2 id="kept-title">{if run.done >= run.steps { "The last run" } else { "A run was interrupted" }}</h2>
+                <p>{words(&run)}</p>
+                <div class="buttons">
+                    <button id="go-on" type="button" class="primary" on:click=move |_| session.go_on()>
+                        {if run.done >= run.steps { "Look at it" } else { "Go on" }}
+                    </button>
+                    <button id="forget" type="button" on:click=move |_| session.forget()>"Forget it"</button>
+                </div>
+            </section>
+        })}
     }
 }
 

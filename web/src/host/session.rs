@@ -13,8 +13,8 @@ use baton_protocol::{
 };
 use baton_transport::browser::{Gone, Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
 use baton_web_api::{
-    CacheInfo, ChatMessage, DeviceInfo, ErrorAbout, FromWorker, Inspection, Judgement, Mapping, ModelChoice,
-    ModelInfo, Prompt, RunPhase, StepReport, TextInfo, ToWorker,
+    CacheInfo, ChatMessage, DeviceInfo, ErrorAbout, FromWorker, Inspection, Judgement, KeptInfo, Mapping,
+    ModelChoice, ModelInfo, Prompt, RunPhase, StepReport, TextInfo, ToWorker,
 };
 use gloo::events::{EventListener, EventListenerOptions};
 use gloo::timers::callback::Timeout;
@@ -117,6 +117,8 @@ pub(crate) struct Session {
     pub(crate) form: RwSignal<Form>,
     pub(crate) devices: RwSignal<Vec<DeviceInfo>>,
     pub(crate) phase: RwSignal<RunPhase>,
+    /// A run of before that can be gone on with.
+    pub(crate) kept: RwSignal<Option<KeptInfo>>,
     /// Bytes of bytes that were read of the model before the run, while that goes on.
     pub(crate) checking: RwSignal<Option<(u64, u64)>>,
     pub(crate) steps: RwSignal<u32>,
@@ -208,6 +210,7 @@ impl Session {
             form: RwSignal::new(browser::stored(FORM_KEY).unwrap_or_default()),
             devices: RwSignal::new(Vec::new()),
             phase: RwSignal::new(RunPhase::Lobby),
+            kept: RwSignal::new(None),
             checking: RwSignal::new(None),
             steps: RwSignal::new(0),
             reports: RwSignal::new(Vec::new()),
@@ -406,10 +409,31 @@ impl Session {
             Ok(settings) => settings,
             Err(wrong) => return self.errors.settings.set(Some(wrong.words)),
         };
+        self.clear(settings.steps);
+        self.say(&ToWorker::Start { settings });
+    }
+
+    /// Goes on with the run that is kept.
+    pub(crate) fn go_on(&self) {
+        let Some(run) = self.kept.get_untracked() else { return };
+        self.clear(run.steps);
+        // The worker speaks of the text that it has kept.
+        self.with(|held| held.text_given = true);
+        self.say(&ToWorker::GoOn);
+    }
+
+    /// Forgets it.
+    pub(crate) fn forget(&self) {
+        self.say(&ToWorker::Forget);
+    }
+
+    /// Nothing of a run before is shown beside one that begins, and its room is kept for it.
+    fn clear(&self, steps: u32) {
+        browser::keep_room();
         for error in [self.errors.run, self.errors.settings, self.errors.generate, self.errors.peer] {
             error.set(None);
         }
-        self.steps.set(settings.steps);
+        self.steps.set(steps);
         self.reports.set(Vec::new());
         self.judgements.set(Vec::new());
         self.talk.set(Vec::new());
@@ -419,7 +443,6 @@ impl Session {
         self.generating.set(false);
         self.checking.set(None);
         self.phase.set(RunPhase::Loading);
-        self.say(&ToWorker::Start { settings });
         window().scroll_to_with_x_and_y(0.0, 0.0);
     }
 
@@ -558,6 +581,12 @@ impl Session {
                 if let Some(mesh) = self.mesh_to(peer) {
                     mesh.connect(peer, Lane::Bulk);
                 }
+            }
+            FromWorker::Kept { run } => {
+                if run.is_none() {
+                    browser::forget_room();
+                }
+                self.kept.set(run);
             }
             FromWorker::Left { device, reason } => {
                 self.errors.peer.set(Some(format!("{device} is out: {reason}. The others go on.")));

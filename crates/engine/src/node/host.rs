@@ -6,12 +6,14 @@ use crate::adapter;
 use crate::cache::AnyCache;
 use crate::error::EngineError;
 use crate::evaluate::{Evaluation, Judgement};
-use crate::host::{HostEngine, Requests};
+use crate::host::{HostEngine, Requests, head_block};
+use crate::kept::{KeptRun, KeptSteps, RunStore};
 use crate::profile::model_profile;
 use crate::source::{AnyFiles, Model, Prepared};
 use crate::texts::{Prompt, Text, TextRequest};
 use baton_formats::dataset::{self, Inspection, Lengths, Mapping};
-use baton_formats::{Dataset, FilesError, Label, Manifest, ModelConfig, SampleBody};
+use baton_formats::files::Hash;
+use baton_formats::{Dataset, FilesError, Label, Manifest, ModelConfig, SampleBody, UrlFiles};
 use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::coordinator::{
@@ -26,7 +28,7 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt, select};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -59,6 +61,10 @@ pub enum HostCommand {
     Preview(Box<Settings>),
     /// Starts a run.
     Start(Box<Settings>),
+    /// Goes on with the run that is kept.
+    GoOn,
+    /// Forgets it.
+    Forget,
     /// Pauses after the open step.
     Pause,
     /// Goes on.
@@ -97,6 +103,8 @@ pub enum HostEvent {
         /// The model.
         model: Rc<Model>,
     },
+    /// A run that can be gone on with lies on this device, or none any more.
+    Kept(Option<KeptSummary>),
     /// What a text was found to be, and how it is read unless [`HostCommand::MapText`] says otherwise.
     Inspected(Box<Inspection>),
     /// The text can be used.
@@ -204,6 +212,31 @@ pub enum HostEvent {
     },
 }
 
+/// What a person is told of a run that can be gone on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSummary {
+    /// What its model is called.
+    pub model: String,
+    /// Its text's file name.
+    pub text: String,
+    /// Complete steps.
+    pub done: u32,
+    /// Steps in all.
+    pub steps: u32,
+    /// Whether its model was a person's own files, which have to be chosen again first.
+    pub needs_files: bool,
+}
+
+/// What a run that is kept consists of.
+type Kept = (KeptRun, KeptSteps, Hash);
+
+/// Something to be written to the store, one after another.
+enum Save {
+    Run(Box<KeptRun>),
+    Steps,
+    Forget,
+}
+
 struct Opened {
     number: u32,
     choice: (ModelSource, String, Option<String>),
@@ -214,6 +247,8 @@ enum Side {
     Opened(Opened),
     File { peer: PeerId, id: u32, answer: FileAnswer },
     Checked { number: u32, ready: Box<Ready>, manifest: Result<Manifest, FilesError> },
+    Kept(Option<Box<Kept>>),
+    Saved(Option<Hash>),
 }
 
 /// A run for which all is there but what its model's files are.
@@ -224,6 +259,8 @@ struct Ready {
     settings: Settings,
     prepared: Prepared,
     blocks: u16,
+    /// What is complete of it already.
+    done: Option<KeptSteps>,
     /// The beginning of the texts before and after it.
     prompt: Prompt,
 }
@@ -232,6 +269,7 @@ struct Ready {
 struct ChosenText {
     name: String,
     bytes: Vec<u8>,
+    mapping: Option<Mapping>,
     dataset: Option<Rc<Dataset>>,
 }
 
@@ -246,6 +284,7 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     inputs: Inputs<C, HostCommand>,
     tell: F,
     model: Option<(Rc<Model>, ModelSource, Option<String>)>,
+    model_name: String,
     /// Models chosen so far.
     choices: u32,
     text: Option<ChosenText>,
@@ -273,13 +312,27 @@ struct Host<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> {
     sides: FuturesUnordered<LocalBoxFuture<'static, Side>>,
     /// Questions about files that each peer waits to have answered.
     questions: BTreeMap<PeerId, usize>,
+    store: RunStore,
+    /// What waits to be written, and whether something is being written.
+    saves: VecDeque<Save>,
+    saving: bool,
+    /// What the run is told by in the store, and how often it was written.
+    kept_as: Option<(Hash, u32)>,
+    /// A run of before that can be gone on with.
+    kept: Option<Box<Kept>>,
+    /// It is gone on with as soon as its model is open.
+    going_on: Option<Box<Kept>>,
+    reports: Vec<(StepReport, Duration)>,
+    judgements: Vec<(u32, Judgement)>,
 }
 
-/// Runs a host until the queue is closed.
+/// Runs a host until the queue is closed. `store` keeps its run, for a host that comes back.
+#[expect(clippy::too_many_arguments, reason = "a shell has that many things to give, each of its own type")]
 pub async fn run_host<C: Channel + 'static>(
     introduction: Introduction,
     device: Device,
     cache: AnyCache,
+    store: RunStore,
     environment: impl Environment,
     inputs: Inputs<C, HostCommand>,
     mut queue: UnboundedReceiver<Input<C, HostCommand>>,
@@ -295,6 +348,7 @@ pub async fn run_host<C: Channel + 'static>(
         inputs,
         tell,
         model: None,
+        model_name: String::new(),
         choices: 0,
         text: None,
         settings: Settings::default(),
@@ -312,8 +366,18 @@ pub async fn run_host<C: Channel + 'static>(
         jobs: FuturesUnordered::new(),
         sides: FuturesUnordered::new(),
         questions: BTreeMap::new(),
+        store,
+        saves: VecDeque::new(),
+        saving: false,
+        kept_as: None,
+        kept: None,
+        going_on: None,
+        reports: Vec::new(),
+        judgements: Vec::new(),
     };
     host.changed();
+    let store = host.store.clone();
+    host.sides.push(async move { Side::Kept(store.load().await.map(Box::new)) }.boxed_local());
     loop {
         host.drain();
         select! {
@@ -363,6 +427,8 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     let now = self.environment.now();
                     let time = now.saturating_sub(self.since);
                     self.since = now;
+                    self.reports.push((report, time));
+                    self.save(Save::Steps);
                     (self.tell)(HostEvent::Committed { report, steps: self.settings.steps, time });
                 }
                 Output::Loaded => self.loaded(),
@@ -433,15 +499,40 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     }
                 }
             }
+            Side::Kept(kept) => {
+                // Not beside a run that has begun meanwhile.
+                if self.kept_as.is_none() && self.run_model.is_none() {
+                    self.kept = kept;
+                    self.tell_kept();
+                }
+            }
+            Side::Saved(run) => {
+                self.saving = false;
+                if let Some(run) = run {
+                    self.kept_as = Some((run, 0));
+                }
+                self.save_next();
+            }
             // The choice that was made last counts, whichever is read first.
             Side::Opened(Opened { number, .. }) if number != self.choices => {}
             Side::Opened(Opened { choice: (source, name, base), model, .. }) => match model {
                 Ok(model) => {
                     self.model = Some((model.clone(), source, base));
+                    self.model_name.clone_from(&name);
                     (self.tell)(HostEvent::Model { name, model });
-                    self.describe_text();
+                    match self.going_on.take() {
+                        Some(kept) => self.go_on_with(kept),
+                        None => self.describe_text(),
+                    }
                 }
-                Err(error) => self.error(About::Model, &error),
+                Err(error) => {
+                    // It can be tried again.
+                    if let Some(kept) = self.going_on.take() {
+                        self.kept = Some(kept);
+                        self.tell_kept();
+                    }
+                    self.error(About::Model, &error);
+                }
             },
         }
     }
@@ -522,7 +613,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             HostCommand::SetText(name, bytes) => match dataset::inspect(&name, &bytes) {
                 Ok(inspection) => {
                     let mapping = inspection.mapping.clone();
-                    self.text = Some(ChosenText { name, bytes, dataset: None });
+                    self.text = Some(ChosenText { name, bytes, mapping: None, dataset: None });
                     (self.tell)(HostEvent::Inspected(Box::new(inspection)));
                     self.map_text(&mapping);
                 }
@@ -537,9 +628,15 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 Err(error) => self.error(About::Settings, &error),
             },
             HostCommand::Start(settings) => {
-                if let Err((about, message)) = self.start(*settings) {
+                if let Err((about, message)) = self.start(*settings, None) {
                     self.error(about, &message);
                 }
+            }
+            HostCommand::GoOn => self.go_on(),
+            HostCommand::Forget => {
+                self.kept = None;
+                self.save(Save::Forget);
+                self.tell_kept();
             }
             HostCommand::Pause => self.handle(Event::Pause),
             HostCommand::Resume => {
@@ -568,6 +665,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         match dataset::parse_with(&text.name, &text.bytes, mapping) {
             Ok(dataset) => {
                 text.dataset = Some(Rc::new(dataset));
+                text.mapping = Some(mapping.clone());
                 self.describe_text();
             }
             Err(error) => {
@@ -612,7 +710,138 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         }
     }
 
-    fn start(&mut self, settings: Settings) -> Result<(), (About, String)> {
+    fn tell_kept(&mut self) {
+        let summary = self.kept.as_ref().and_then(|kept| {
+            let (run, done, _) = &**kept;
+            let (_, settings) = run.choices()?;
+            Some(KeptSummary {
+                model: run.model.clone(),
+                text: run.text.clone(),
+                done: done.committed.0,
+                steps: settings.steps,
+                needs_files: run.address.is_none(),
+            })
+        });
+        (self.tell)(HostEvent::Kept(summary));
+    }
+
+    /// Goes on with the run that is kept: first its model is opened, where that can be done without a person.
+    fn go_on(&mut self) {
+        let Some(kept) = self.kept.take() else { return };
+        let (run, ..) = &*kept;
+        let Some(address) = &run.address else {
+            let same = self.model.as_ref().is_some_and(|(model, ..)| model.config_text == run.config);
+            if same {
+                return self.go_on_with(kept);
+            }
+            let message =
+                format!("Choose the files of “{}” again first, then go on with the run.", run.model);
+            self.kept = Some(kept);
+            return self.error(About::Model, &message);
+        };
+        match UrlFiles::new(address) {
+            Ok(files) => {
+                let (name, base, source) = (run.model.clone(), run.base.clone(), run.source.clone());
+                self.going_on = Some(kept);
+                let choice = ModelChoice { files: AnyFiles::Url(files), source, name, base };
+                self.command(HostCommand::SetModel(Box::new(choice)));
+            }
+            Err(error) => {
+                self.kept = Some(kept);
+                self.error(About::Model, &error);
+            }
+        }
+    }
+
+    fn go_on_with(&mut self, kept: Box<Kept>) {
+        let begun = self.try_to_go_on(&kept);
+        if let Err((about, message)) = begun {
+            self.kept = Some(kept);
+            self.tell_kept();
+            self.error(about, &message);
+        } else {
+            self.tell_kept();
+        }
+    }
+
+    fn try_to_go_on(&mut self, kept: &Kept) -> Result<(), (About, String)> {
+        let (run, done, hash) = kept;
+        let other = || "It was kept by another version of this page.".to_owned();
+        let (mapping, settings) = run.choices().ok_or_else(|| (About::Run, other()))?;
+        let inspection =
+            dataset::inspect(&run.text, &run.bytes).map_err(|error| (About::Text, error.to_string()))?;
+        let text =
+            ChosenText { name: run.text.clone(), bytes: run.bytes.clone(), mapping: None, dataset: None };
+        self.text = Some(text);
+        self.preview = settings.clone();
+        (self.tell)(HostEvent::Inspected(Box::new(inspection)));
+        self.map_text(&mapping);
+        self.start(settings, Some(done.clone()))?;
+        self.kept_as = Some((*hash, 0));
+        Ok(())
+    }
+
+    /// Has something written to the store. Steps that wait to be written are written once, as they are then.
+    fn save(&mut self, save: Save) {
+        if !(matches!(save, Save::Steps) && matches!(self.saves.back(), Some(Save::Steps))) {
+            self.saves.push_back(save);
+        }
+        self.save_next();
+    }
+
+    fn save_next(&mut self) {
+        if self.saving {
+            return;
+        }
+        let Some(save) = self.saves.pop_front() else { return };
+        let store = self.store.clone();
+        let writing = match save {
+            Save::Run(run) => async move { Side::Saved(store.begin(&run).await) }.boxed_local(),
+            Save::Forget => {
+                self.kept_as = None;
+                async move {
+                    store.forget().await;
+                    Side::Saved(None)
+                }
+                .boxed_local()
+            }
+            Save::Steps => {
+                // A run that could not be kept has no steps to keep.
+                let Some((run, turn)) = &mut self.kept_as else { return self.save_next() };
+                let (run, now) = (*run, *turn);
+                *turn = turn.wrapping_add(1);
+                let steps = KeptSteps {
+                    committed: self.coordinator.committed(),
+                    states: self.coordinator.states().cloned().collect(),
+                    reports: self.reports.clone(),
+                    judged: self.judgements.clone(),
+                };
+                async move {
+                    store.keep(run, steps, now).await;
+                    Side::Saved(None)
+                }
+                .boxed_local()
+            }
+        };
+        self.saving = true;
+        self.sides.push(writing);
+    }
+
+    /// What is to be kept of a run that begins.
+    fn to_keep(&self, ready: &Ready) -> Option<KeptRun> {
+        let text = self.text.as_ref()?;
+        let address = match &ready.model.files {
+            AnyFiles::Url(files) => Some(files.pinned_base()),
+            _ => None,
+        };
+        let config = ready.model.config_text.clone();
+        let bytes = (text.name.clone(), text.bytes.clone());
+        let (base, source) = (ready.base.clone(), ready.source.clone());
+        let mapping = text.mapping.as_ref()?;
+        KeptRun::new(self.model_name.clone(), base, source, address, config, bytes, mapping, &ready.settings)
+    }
+
+    fn start(&mut self, settings: Settings, done: Option<KeptSteps>) -> Result<(), (About, String)> {
         let said = |about: About| move |error: EngineError| (about, error.to_string());
         settings.validate().map_err(|error| (About::Settings, error.to_string()))?;
         let running = matches!(
@@ -643,7 +872,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             }
             _ => Prompt::Text(String::new()),
         };
-        let ready = Ready { model, source, base, settings, prepared, blocks, prompt };
+        let ready = Ready { model, source, base, settings, prepared, blocks, done, prompt };
         match self.manifest_of(&ready.model) {
             Some(manifest) => self.begin(ready, manifest).map_err(said(About::Model)),
             None => {
@@ -655,7 +884,20 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
 
     /// Begins a run whose model's files are known.
     fn begin(&mut self, ready: Ready, manifest: Manifest) -> Result<(), EngineError> {
-        let Ready { model, source, base, settings, prepared, blocks, prompt } = ready;
+        if ready.done.is_none() {
+            self.kept = None;
+            self.kept_as = None;
+            match self.to_keep(&ready) {
+                Some(run) => self.save(Save::Run(Box::new(run))),
+                None => self.save(Save::Forget),
+            }
+            self.tell_kept();
+        }
+        let Ready { model, source, base, settings, prepared, blocks, done, prompt } = ready;
+        let KeptSteps { committed, states, reports, judged } = done.unwrap_or_default();
+        let own = head_block(&prepared.config);
+        let of_blocks: Vec<_> = states.iter().filter(|state| state.block != own).cloned().collect();
+        adapter::check(&of_blocks, &settings, &prepared.config)?;
         // A branch may move on: the stages read the commit that the host has read.
         let source = match (&model.files, source) {
             (AnyFiles::Url(files), ModelSource::Url(_)) => ModelSource::Url(files.pinned_base()),
@@ -677,18 +919,16 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         let profile = Some(model_profile(&run_config, &settings)?);
         self.run_model = Some((model, base, run_config));
         self.settings = settings.clone();
-        let states = Vec::new();
-        let start = Start {
-            settings,
-            blocks,
-            source,
-            config,
-            manifest: bytes,
-            profile,
-            committed: Step(0),
-            states,
-            head,
-        };
+        for (report, time) in &reports {
+            let (report, time) = (*report, *time);
+            (self.tell)(HostEvent::Committed { report, steps: settings.steps, time });
+        }
+        for (done, judgement) in &judged {
+            (self.tell)(HostEvent::Judged { done: *done, judgement: *judgement });
+        }
+        (self.reports, self.judgements) = (reports, judged);
+        let start =
+            Start { settings, blocks, source, config, manifest: bytes, profile, committed, states, head };
         self.handle(Event::Start(Box::new(start)));
         Ok(())
     }
@@ -757,7 +997,11 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
     fn judged(&mut self, request: u32) {
         let Some((done, judgement)) = self.requests.evaluation.borrow_mut().over(request) else { return };
         match judgement {
-            Some(judgement) => (self.tell)(HostEvent::Judged { done, judgement }),
+            Some(judgement) => {
+                self.judgements.push((done, judgement));
+                self.save(Save::Steps);
+                (self.tell)(HostEvent::Judged { done, judgement });
+            }
             None => {
                 let message =
                     format!("The model could not be judged after {done} steps; the training goes on.");
@@ -793,7 +1037,8 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         if self.requests.texts.borrow().get(BEFORE).is_some() {
             return;
         }
-        if !self.sample(BEFORE) {
+        // What the model wrote before a run that goes on was told then.
+        if self.coordinator.committed().0 > 0 || !self.sample(BEFORE) {
             self.go();
         }
     }

@@ -3,6 +3,7 @@
 
 use baton_engine::cache::AnyCache;
 use baton_engine::evaluate::Judgement;
+use baton_engine::kept::RunStore;
 use baton_engine::node::{
     Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue,
     run_host, run_stage,
@@ -15,7 +16,9 @@ use baton_protocol::link::Lane;
 use baton_protocol::message::Device;
 use baton_protocol::run::{ModelSource, Settings};
 use baton_transport::memory::{Arrived, MemoryChannel};
+use futures::FutureExt;
 use futures::executor::LocalPool;
+use futures::future::{AbortHandle, Abortable};
 use futures::task::LocalSpawnExt;
 use std::cell::RefCell;
 use std::io::Read;
@@ -85,18 +88,33 @@ pub(crate) fn run_room(
     stages: usize,
     lose: Option<(usize, usize)>,
 ) -> Outcome {
-    run_room_with_late(files, text, settings, stages, lose, None)
+    play(files, Some(text), settings, stages, &Script { lose, ..Script::default() })
 }
 
-/// [`run_room`], with a stage that joins only after so many steps.
-pub(crate) fn run_room_with_late(
+/// What happens in a room.
+#[derive(Default)]
+pub(crate) struct Script {
+    /// A stage that leaves after so many steps.
+    pub(crate) lose: Option<(usize, usize)>,
+    /// A stage that joins only after so many steps.
+    pub(crate) late: Option<(usize, usize)>,
+    /// The host's machine is gone after so many steps, without a word.
+    pub(crate) crash: Option<usize>,
+    /// Where the host keeps its run.
+    pub(crate) store: AnyCache,
+}
+
+/// Runs a room; without a text it goes on with the run that is kept.
+pub(crate) fn play(
     files: AnyFiles,
-    text: (&str, Vec<u8>),
+    text: Option<(&str, Vec<u8>)>,
     settings: &Settings,
     stages: usize,
-    lose: Option<(usize, usize)>,
-    late: Option<(usize, usize)>,
+    script: &Script,
 ) -> Outcome {
+    let Script { lose, late, crash, ref store } = *script;
+    let goes_on = text.is_none();
+    let (abort, registration) = AbortHandle::new_pair();
     let environment = AtOnce;
     let outcome = Rc::new(RefCell::new(Outcome { stage_blocks: vec![None; stages], ..Outcome::default() }));
     let mut pool = LocalPool::new();
@@ -142,19 +160,29 @@ pub(crate) fn run_room_with_late(
         let settings = settings.clone();
         let at_first = stages - usize::from(late.is_some());
         let (mut chosen, mut here, mut started) = (false, at_first == 0, false);
+        let mut kept = false;
         move |event| {
-            chosen |= matches!(event, HostEvent::Text { .. });
+            match &event {
+                HostEvent::Text { .. } => chosen = true,
+                HostEvent::Model { .. } => chosen |= goes_on,
+                HostEvent::Kept(summary) => kept |= summary.is_some(),
+                _ => {}
+            }
             if let HostEvent::Changed { devices, .. } = &event {
                 here |= devices.iter().filter(|device| device.device.is_some()).count() == at_first;
             }
-            if chosen && here && !std::mem::replace(&mut started, chosen && here) {
-                let start = HostCommand::Start(Box::new(settings.clone()));
+            if chosen && here && (kept || !goes_on) && !std::mem::replace(&mut started, true) {
+                let start = match goes_on {
+                    true => HostCommand::GoOn,
+                    false => HostCommand::Start(Box::new(settings.clone())),
+                };
                 host.unbounded_send(Input::Command(start)).unwrap();
             }
             match event {
                 HostEvent::Model { .. }
                 | HostEvent::Text { .. }
                 | HostEvent::Inspected(_)
+                | HostEvent::Kept(_)
                 | HostEvent::Checking { .. } => {}
                 HostEvent::Judged { done, judgement } => outcome.borrow_mut().judged.push((done, judgement)),
                 HostEvent::Changed { phase, .. } => {
@@ -169,6 +197,9 @@ pub(crate) fn run_room_with_late(
                 }
                 HostEvent::Committed { report, .. } => {
                     outcome.borrow_mut().losses.push(report.loss);
+                    if crash == Some(outcome.borrow().losses.len()) {
+                        abort.abort();
+                    }
                     if let Some((stage, after)) = late
                         && outcome.borrow().losses.len() == after
                     {
@@ -190,10 +221,13 @@ pub(crate) fn run_room_with_late(
     };
     let choice = ModelChoice { files, source: ModelSource::Host, name: "test".into(), base: None };
     host.unbounded_send(Input::Command(HostCommand::SetModel(Box::new(choice)))).unwrap();
-    host.unbounded_send(Input::Command(HostCommand::SetText(text.0.into(), text.1))).unwrap();
+    if let Some(text) = text {
+        host.unbounded_send(Input::Command(HostCommand::SetText(text.0.into(), text.1))).unwrap();
+    }
     let introduction = Device { name: "host".into(), backend: "CPU".into() };
-    let run = run_host(introduction, baton_model::cpu(), cache(), environment, host, host_queue, tell);
-    spawner.spawn_local(run).unwrap();
+    let store = RunStore::new(store.clone());
+    let run = run_host(introduction, baton_model::cpu(), cache(), store, environment, host, host_queue, tell);
+    spawner.spawn_local(Abortable::new(run, registration).map(drop)).unwrap();
     // Until nobody has anything to do: everything here answers at once.
     pool.run_until_stalled();
     outcome.take()

@@ -250,7 +250,7 @@ pub enum Done {
 }
 
 /// A committed step.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StepReport {
     /// Counted from 0.
     pub step: Step,
@@ -622,6 +622,9 @@ impl Coordinator {
             None => {
                 let shape = self.design();
                 self.put(shape);
+                if self.run.as_ref().is_some_and(|run| run.committed.0 >= run.start.settings.steps) {
+                    self.end(End::Finished);
+                }
             }
         }
     }
