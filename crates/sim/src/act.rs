@@ -64,6 +64,8 @@ pub enum Act {
     ReloadHost,
     /// The host's page is there again.
     Restore,
+    /// A device that waited for the host's page connects to it again.
+    Return(PeerId),
     /// A link says again that it is open.
     LinkedAgain,
     /// A message of the past arrives again.
@@ -100,6 +102,7 @@ impl Act {
             Self::ReloadHost => ("host reload", None),
             Self::Join
             | Self::Restore
+            | Self::Return(_)
             | Self::Show(_)
             | Self::Start
             | Self::Resume

@@ -114,6 +114,7 @@ pub fn room(seed: u64) -> Result<World<ToyModel>, JobError> {
         peers,
         pace: if drawn { Pace::Random } else { Pace::Modelled(costs) },
         network,
+        patience: if rng.random() { Duration::from_secs(60) } else { Duration::ZERO },
         host: device(&mut rng, "host".into()),
         devices: (0..peers).map(|n| device(&mut rng, format!("phone {n}"))).collect(),
     };

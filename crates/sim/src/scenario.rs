@@ -21,6 +21,9 @@ use toml::Spanned;
 /// Devices of a scenario at most: the signaling server's rooms are no larger.
 const MOST_DEVICES: usize = 1024;
 
+/// How long devices wait for a host that loads its page anew.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Why a scenario cannot be run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ScenarioError {
@@ -292,6 +295,7 @@ impl Scenario {
             settings,
             pace: Pace::Modelled(costs),
             network: Network::Modelled(wires.into_iter().flatten().collect::<BTreeMap<_, _>>()),
+            patience: PATIENCE,
             host,
             devices: devices.all.into_iter().map(|device| device.spec).collect(),
         };

@@ -52,6 +52,8 @@ pub struct Room {
     pub pace: Pace,
     /// When what is sent arrives.
     pub network: Network,
+    /// How long a device that loses the host waits for it; without patience its owner opens the link again.
+    pub patience: Duration,
     /// The host's device.
     pub host: DeviceSpec,
     /// The others in the order in which they join; those beyond are as the default one.
@@ -108,6 +110,7 @@ impl Scenario {
             peers: self.peers,
             pace: self.pace,
             network: Network::Drawn(Duration::from_micros(self.max_delay)),
+            patience: Duration::ZERO,
             host: DeviceSpec { name: "host".into(), ..DeviceSpec::default() },
             devices: Vec::new(),
         }
@@ -728,6 +731,7 @@ impl<M: Model> World<M> {
             Act::SlowDown(peer, factor) => self.slow_down(peer, factor),
             Act::ReloadHost => self.reload(),
             Act::Restore => self.restore(),
+            Act::Return(peer) => self.comes_again(peer),
             Act::FreezeAll(time) => self.now += time,
             Act::Hide(peer) => self.show(peer, true),
             Act::Show(peer) => self.show(peer, false),

@@ -131,6 +131,20 @@ fn a_host_that_sleeps_holds_everybody_up_and_loses_nobody() {
 }
 
 #[test]
+fn a_host_that_loads_its_page_anew_finds_its_devices_and_goes_on_from_its_checkpoint() {
+    let text =
+        std::fs::read_to_string(format!("{}/scenarios/even.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let reload = "[[faults]]\nwhat = \"reload_host\"\njob = \"backward\"\nnth = 20\ndevice = \"phone 2\"\n";
+    let outcome = Scenario::parse(&format!("{text}\n{reload}")).unwrap().run(0).unwrap();
+    assert_eq!(outcome.violation, None);
+    assert_eq!(outcome.steps.len(), 6);
+    // The same devices, which have their blocks still: nobody joined, and nobody waited for 12 s of files again.
+    assert_eq!(outcome.trace.lives.len(), 5);
+    let longest = outcome.steps.iter().map(|step| step.took).max().unwrap();
+    assert!(longest < Duration::from_secs(20), "{longest:?}");
+}
+
+#[test]
 fn what_is_wrong_is_told_with_its_line() {
     let good = "[model]\nkind = \"toy\"\nblocks = 2\nmflop = 5\n";
     assert!(Scenario::parse(good).is_ok());

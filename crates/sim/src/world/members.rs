@@ -377,7 +377,7 @@ impl<M: Model> World<M> {
         self.fabric.join(id, spec.access);
         self.specs.insert(id, spec.clone());
         let node = Node {
-            stage: Stage::new(HOST, device, self.now),
+            stage: Stage::new(HOST, device, self.now).with_patience(self.room.patience),
             engine: self.model.stage(),
             body: Body::new(spec),
             job: None,

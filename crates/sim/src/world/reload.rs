@@ -4,9 +4,10 @@ use super::{Event, HOST, World};
 use crate::act::Act;
 use crate::engine::Model;
 use baton_protocol::coordinator::{self, Coordinator, RunPhase};
+use baton_protocol::link::Lane;
 use baton_protocol::message::{BlockBytes, Device};
 use baton_protocol::pulse::Monitor;
-use baton_protocol::{PeerId, Step};
+use baton_protocol::{PeerId, Step, stage};
 use rand::Rng;
 use std::time::Duration;
 
@@ -54,7 +55,9 @@ impl<M: Model> World<M> {
         self.rearm(HOST);
         let members: Vec<PeerId> = self.nodes.keys().copied().collect();
         for who in members {
-            if let Some(spec) = self.specs.get(&who) {
+            if !self.room.patience.is_zero() {
+                self.schedule_within(6, Event::Act(Act::Return(who)));
+            } else if let Some(spec) = self.specs.get(&who) {
                 self.returning.push_back(spec.clone());
                 self.schedule_within(6, Event::Act(Act::Join));
             }
@@ -65,6 +68,15 @@ impl<M: Model> World<M> {
             }
         }
         self.schedule_within(3, Event::Act(Act::Restore));
+    }
+
+    /// A device keeps its blocks, and makes its connections anew.
+    pub(super) fn comes_again(&mut self, who: PeerId) {
+        if self.nodes.contains_key(&who) {
+            self.open(HOST, who, Lane::Control);
+            self.open(HOST, who, Lane::Bulk);
+            self.stage(who, stage::Event::HostReturned { host: HOST });
+        }
     }
 
     /// Goes on with the run from its newest checkpoint.
