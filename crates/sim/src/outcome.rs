@@ -344,7 +344,10 @@ fn recoveries<M: Model>(world: &World<M>) -> Vec<Recovery> {
         if !employed.is_some_and(|plan| plan.stages.iter().any(|(stage, _)| *stage == who)) {
             continue;
         }
-        if let Some(plan) = world.plans.iter().find(|plan| plan.at >= *at && employed != Some(plan)) {
+        // A plan in which the device has its stage still was made for another reason.
+        let does_without = |plan: &&PlanMade| plan.stages.iter().all(|(stage, _)| *stage != who);
+        let next = world.plans.iter().find(|plan| plan.at >= *at && employed != Some(plan));
+        if let Some(plan) = next.filter(does_without) {
             let after = world.plans.iter().filter(|other| other.at >= plan.at);
             let recovered = after.filter_map(|plan| plan.went_on).min().map(|on| on - *at);
             found.push(Recovery { what, at: *at, detected: plan.at - *at, recovered });
