@@ -31,7 +31,11 @@ impl ChunkCache for AnyCache {
             Self::None => None,
             Self::Memory(cache) => cache.get(hash).await,
             #[cfg(not(target_arch = "wasm32"))]
-            Self::Dir(cache) => cache.get(hash).await,
+            Self::Dir(cache) => {
+                // A disk is read at once: without this, whoever loads a model from it would hear nobody meanwhile.
+                yield_now().await;
+                cache.get(hash).await
+            }
             #[cfg(target_arch = "wasm32")]
             Self::Opfs(cache) => cache.get(hash).await,
         }
@@ -69,4 +73,18 @@ impl ChunkCache for AnyCache {
             Self::Opfs(cache) => cache.remember(key, note).await,
         }
     }
+}
+
+/// Lets the others of this thread run.
+#[cfg(not(target_arch = "wasm32"))]
+async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
 }

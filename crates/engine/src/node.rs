@@ -9,7 +9,7 @@ mod stage;
 
 pub use files::ModelFiles;
 pub use host::{About, HostCommand, HostEvent, KeptSummary, ModelChoice, run_host};
-pub use stage::{StageCommand, StageEvent, run_stage};
+pub use stage::{StageCommand, StageEnd, StageEvent, run_stage};
 
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;

@@ -24,7 +24,7 @@ pub(crate) fn start(
     let href = location.and_then(|location| Reflect::get(&location, &"href".into()).ok()?.as_string());
     let own = href.unwrap_or_default();
     let base = own.rsplit_once("worker.js").map_or(own.as_str(), |(base, _)| base);
-    let embedded = format!("{base}model/");
+    let embedded = Some(format!("{base}model/"));
     let loop_inputs = inputs.clone();
     wasm_bindgen_futures::spawn_local(async move {
         let (cache, inputs) = (crate::cache().await, loop_inputs);

@@ -53,26 +53,36 @@ pub enum StageEvent {
     },
 }
 
+/// How the loop of a stage ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageEnd {
+    /// The owner left, or the host let this device go.
+    Over,
+    /// The host was lost: it is worth coming back.
+    HostLost,
+}
+
 /// The files that an assignment names, checked piece by piece.
 type StageFiles<C> = VerifiedFiles<StageSource<C, StageCommand>, AnyCache>;
 
 type Finished = (StageEngine, Result<Done, EngineError>);
 
 /// Runs a stage until it has ended and its last message is handed to its channel. `embedded` is the URL of the model
-/// that ships with the page; `cache` keeps what is fetched, for the next time and for the neighbours.
+/// that ships with the page, unless that cannot be read here; `cache` keeps what is fetched, for the next time and for the neighbours.
 #[expect(clippy::too_many_arguments, reason = "a shell has that many things to give, each of its own type")]
 pub async fn run_stage<C: Channel + 'static>(
     host: PeerId,
     introduction: Introduction,
     device: Device,
-    embedded: String,
+    embedded: Option<String>,
     cache: AnyCache,
     environment: impl Environment,
     inputs: Inputs<C, StageCommand>,
     mut queue: UnboundedReceiver<Input<C, StageCommand>>,
     mut tell: impl FnMut(StageEvent),
-) {
+) -> StageEnd {
     let mut host = host;
+    let mut end = StageEnd::Over;
     let mut stage = Stage::new(host, introduction, environment.now()).with_patience(environment.patience());
     let mut net = Net::new();
     let mut engine = Some(StageEngine::new(device));
@@ -89,7 +99,11 @@ pub async fn run_stage<C: Channel + 'static>(
             for (peer, reason) in std::mem::take(&mut net.lost) {
                 questions.borrow_mut().lost(peer);
                 asked.remove(&peer);
+                let was_over = is_over(&stage);
                 stage.handle(Event::Lost { peer, reason }, environment.now());
+                if peer == host && !was_over && is_over(&stage) {
+                    end = StageEnd::HostLost;
+                }
             }
             let Some(output) = stage.poll() else { break };
             match output {
@@ -99,7 +113,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 Output::Job(job) => match engine.take() {
                     Some(mut engine) => {
                         let (environment, inputs) = (environment.clone(), inputs.clone());
-                        let files = open(&job, host, &embedded, &cache, &inputs, &questions);
+                        let files = open(&job, host, embedded.as_deref(), &cache, &inputs, &questions);
                         jobs.push(
                             async move {
                                 environment.breathe().await;
@@ -123,7 +137,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 },
                 Output::Fetch(assign) => {
                     let own = stage.assign().map_or(0..0, |own| own.blocks.clone());
-                    let files = files(&assign, host, &embedded, &cache, &inputs, &questions);
+                    let files = files(&assign, host, embedded.as_deref(), &cache, &inputs, &questions);
                     let worth = !matches!(cache, AnyCache::None);
                     fetches.push(
                         async move {
@@ -151,7 +165,7 @@ pub async fn run_stage<C: Channel + 'static>(
             });
         }
         if matches!(view, View::Ended(_)) {
-            return;
+            return end;
         }
         let now = || environment.now();
         select! {
@@ -211,6 +225,10 @@ pub async fn run_stage<C: Channel + 'static>(
                     questions.borrow_mut().tick(host);
                     if stage.poll_timeout().is_some_and(|at| at <= now()) {
                         stage.handle_timeout(now());
+                        // Time alone ends a stage only if the host is silent.
+                        if is_over(&stage) {
+                            end = StageEnd::HostLost;
+                        }
                     }
                 }
                 Input::Command(StageCommand::Leave) => stage.handle(Event::Leave, now()),
@@ -235,12 +253,16 @@ pub async fn run_stage<C: Channel + 'static>(
     }
 }
 
+fn is_over(stage: &Stage) -> bool {
+    matches!(stage.view(), View::Ended(_))
+}
+
 /// The files for a job that loads blocks: from its neighbours, the host, and the hub where there is one; the model that
 /// ships with the page is nearer than any of them.
 fn open<C>(
     job: &Job,
     host: PeerId,
-    embedded: &str,
+    embedded: Option<&str>,
     cache: &AnyCache,
     inputs: &Inputs<C, StageCommand>,
     questions: &Rc<RefCell<Questions>>,
@@ -253,7 +275,7 @@ fn open<C>(
 fn files<C>(
     assign: &Assign,
     host: PeerId,
-    embedded: &str,
+    embedded: Option<&str>,
     cache: &AnyCache,
     inputs: &Inputs<C, StageCommand>,
     questions: &Rc<RefCell<Questions>>,
@@ -267,8 +289,8 @@ fn files<C>(
     };
     // The host stands at both ends of the ring under a number of its own.
     let neighbours = [assign.prev, assign.next].into_iter().filter(|id| *id != PeerId::HOST && *id != host);
-    let mut sources = match &assign.source {
-        ModelSource::Embedded => vec![url(embedded)?],
+    let mut sources: Vec<_> = match &assign.source {
+        ModelSource::Embedded => embedded.map(url).transpose()?.into_iter().collect(),
         ModelSource::Url(_) | ModelSource::Host => neighbours.map(peer).collect(),
     };
     sources.push(peer(host));

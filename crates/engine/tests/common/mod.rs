@@ -141,18 +141,9 @@ pub(crate) fn play(
         };
         let introduction = Device { name: format!("stage {index}"), backend: "CPU".into() };
         let device = baton_model::cpu();
-        let run = run_stage(
-            HOST,
-            introduction,
-            device,
-            String::new(),
-            cache(),
-            environment.clone(),
-            inputs,
-            queue,
-            tell,
-        );
-        spawner.spawn_local(run).unwrap();
+        let run =
+            run_stage(HOST, introduction, device, None, cache(), environment.clone(), inputs, queue, tell);
+        spawner.spawn_local(run.map(drop)).unwrap();
     }
     let tell = {
         let outcome = outcome.clone();

@@ -1,15 +1,38 @@
-//! Requests through ureq.
+//! Requests through ureq, each on a thread of its own, so that whoever waits for one is free for others.
 
 use std::io::Read;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures::channel::oneshot;
 use ureq::ResponseExt;
 
 use super::{Answer, Ask, End};
 
 /// Sends one request and reads its answer; neither its headers nor its body may take longer than `time` to come.
 pub(in crate::files) async fn fetch(url: &str, ask: &Ask, time: Duration) -> Result<Answer, String> {
+    let (url, ask) = (url.to_owned(), ask.clone());
+    on_a_thread(move || fetch_now(&url, &ask, time)).await?
+}
+
+/// Waits.
+pub(in crate::files) async fn sleep(time: Duration) {
+    // Without a thread there is no waiting.
+    let _ = on_a_thread(move || std::thread::sleep(time)).await;
+}
+
+/// A thread costs nothing beside what it waits for.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let (sender, receiver) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("fetch".to_owned()).spawn(move || {
+        // Whoever asked may have given up.
+        let _ = sender.send(work());
+    });
+    thread.map_err(|error| format!("no thread could be started: {error}"))?;
+    receiver.await.map_err(|_| "the request broke off".to_owned())
+}
+
+fn fetch_now(url: &str, ask: &Ask, time: Duration) -> Result<Answer, String> {
     let request = match ask {
         Ask::Head => agent().head(url),
         _ => agent().get(url),
@@ -49,11 +72,6 @@ pub(in crate::files) async fn fetch(url: &str, ask: &Ask, time: Duration) -> Res
         answer.end = End::Excess;
     }
     Ok(answer)
-}
-
-/// Waits; natively these futures block.
-pub(in crate::files) async fn sleep(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// One agent keeps its connections open between the many ranges of one file.
