@@ -3,6 +3,8 @@
 mod export;
 mod generate;
 mod inspect;
+#[cfg(feature = "join")]
+mod join;
 mod merge;
 mod report;
 mod simulate;
@@ -29,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Train a LoRA adapter on a text.
     Train(train::Train),
+    #[cfg(feature = "join")]
+    Join(join::Join),
     /// Say what a model is, whether all of it is there, and what it needs on 1, 2 and 4 phones.
     Inspect(inspect::Inspect),
     /// Write a continuation of a text.
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     let done = match command {
         Command::Train(train) => futures::executor::block_on(train.run()),
+        #[cfg(feature = "join")]
+        Command::Join(join) => join.run(),
         Command::Inspect(inspect) => futures::executor::block_on(inspect.run()),
         Command::Generate(generate) => futures::executor::block_on(generate.run()),
         Command::Merge(merge) => futures::executor::block_on(merge.run()),

@@ -3,7 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use baton_protocol::{PeerId, link::Lane, room::RoomSecret};
-use baton_transport::browser::{Candidate, Gone, Mesh, MeshConfig, MeshEvent, Negotiation};
+use baton_transport::browser::{Gone, Mesh, MeshConfig, MeshEvent};
+use baton_transport::negotiation::{Candidate, Negotiation};
 use gloo::{
     events::EventListener,
     timers::future::{TimeoutFuture, sleep},

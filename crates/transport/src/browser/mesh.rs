@@ -1,9 +1,7 @@
 //! Peer connections by peer and lane: offers, answers, candidates, their failures and their end.
 
-use super::{
-    negotiation::{Candidate, Negotiation},
-    words,
-};
+use super::words;
+use crate::negotiation::{Candidate, MAX_EARLY, Negotiation, PULSE_CHANNEL, lane_name};
 use baton_protocol::{
     PeerId,
     link::Lane,
@@ -35,12 +33,8 @@ use web_sys::{
 const ANSWER_MS: u32 = 60_000;
 /// From the answer (or from a failure) to the connection; on one network it takes well under a second.
 const CONNECT_MS: u32 = 15_000;
-/// Candidates kept until the description they belong to is set; a browser finds 4 to 20.
-const MAX_EARLY: usize = 64;
 /// A room has far fewer members.
 const MAX_CONNECTIONS: usize = 256;
-/// The channel for pulses, on the connection that carries the control lane.
-const PULSE_CHANNEL: &str = "pulse";
 
 /// Who this end is.
 #[derive(Debug)]
@@ -305,13 +299,6 @@ impl Mesh {
 fn now() -> Duration {
     let performance = web_sys::window().and_then(|window| window.performance());
     Duration::from_secs_f64(performance.map_or(0.0, |performance| performance.now().max(0.0) / 1000.0))
-}
-
-fn lane_name(lane: Lane) -> &'static str {
-    match lane {
-        Lane::Control => "control",
-        Lane::Bulk => "bulk",
-    }
 }
 
 impl Inner {

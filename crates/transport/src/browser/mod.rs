@@ -2,11 +2,9 @@
 //! handed to the worker in the task that makes them. No tensor byte passes through here.
 
 mod mesh;
-mod negotiation;
 mod signaling;
 
 pub use mesh::{Gone, Mesh, MeshConfig, MeshEvent};
-pub use negotiation::{Candidate, Negotiation, NegotiationError};
 pub use signaling::{SignalClient, SignalError, SignalEvent};
 
 use wasm_bindgen::{JsCast, JsValue};

@@ -8,6 +8,20 @@ const MAX_SDP_LEN: usize = 32 * 1024;
 /// A candidate line is about 150 bytes.
 const MAX_CANDIDATE_LEN: usize = 2 * 1024;
 
+/// Candidates kept until the description they belong to is set; a browser finds 4 to 20.
+pub(crate) const MAX_EARLY: usize = 64;
+
+/// The channel for pulses, on the connection that carries the control lane.
+pub(crate) const PULSE_CHANNEL: &str = "pulse";
+
+/// What the data channel of a lane is labelled with; a connection has one lane.
+pub(crate) fn lane_name(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Control => "control",
+        Lane::Bulk => "bulk",
+    }
+}
+
 /// A step of the making of one connection. `attempt` is the offerer's number for the connection: an offer with the
 /// number of a connection that stands renews its ICE, one with another number replaces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,405 @@
+//! One stay of one stage in a room, from the socket to the last word.
+
+use super::link::RoomLink;
+use super::screen::Row;
+use super::stage::{Begin, StageThread, Told};
+use baton_engine::node::{StageEnd, StageEvent};
+use baton_protocol::PeerId;
+use baton_protocol::link::Lane;
+use baton_protocol::message::Device as Introduction;
+use baton_protocol::message::RoomState;
+use baton_protocol::signal::{ErrorCode, IceServer, Role};
+use baton_protocol::stage::View;
+use baton_transport::native::{Mesh, MeshConfig, MeshEvent, News, SignalClient, SignalError, SignalEvent};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Attempts in a row to reach the server.
+const MOST_ATTEMPTS: u32 = 4;
+/// A connection whose other end was closed shows it after 5 to 6 s.
+const HOST_LEFT: Duration = Duration::from_secs(8);
+/// A job that is begun is finished before a stage leaves; a large one takes a while.
+const LEAVE: Duration = Duration::from_secs(30);
+
+/// A stage that visits a room.
+pub(super) struct Visitor {
+    /// The room.
+    pub(super) link: RoomLink,
+    /// What the host calls this stage.
+    pub(super) name: String,
+    /// Where pieces of models are kept, and how many bytes of them.
+    pub(super) cache: Option<(PathBuf, u64)>,
+    /// Where a person sees it.
+    pub(super) row: Row,
+    /// Whether the server's certificate has been spoken of.
+    pub(super) doubted: bool,
+}
+
+/// How a visit ended; in words, where there is something to say.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The person wanted it.
+    Left,
+    /// The host let this device go, or is done.
+    Over(String),
+    /// Something broke: the room may still be there.
+    Lost(String),
+    /// The room is not there, or will not have this device.
+    Refused {
+        /// In words.
+        words: String,
+        /// There is no such room: its host may come back.
+        no_room: bool,
+    },
+}
+
+struct Visit<'a> {
+    visitor: &'a mut Visitor,
+    signal: Option<SignalClient>,
+    mesh: Option<Mesh>,
+    stage: Option<StageThread>,
+    /// The host has greeted this device.
+    in_room: bool,
+    /// The page's own model can be read from here.
+    trusted: bool,
+    /// The run has come to its end.
+    run_over: bool,
+    /// When the host counts as gone, unless its connection stands.
+    host_left: Option<Instant>,
+    /// What became of the host.
+    host_gone: Option<String>,
+    /// What the machine said last.
+    last_words: String,
+}
+
+impl Visitor {
+    /// Joins, and works until it is over or `stop` is true.
+    pub(super) async fn visit(&mut self, stop: &mut watch::Receiver<bool>) -> Outcome {
+        self.row.show("joining", "joining the room");
+        let signal = SignalClient::connect(
+            self.link.socket.clone(),
+            self.link.secret.room_id(),
+            Role::Peer,
+            MOST_ATTEMPTS,
+        );
+        let mut visit = Visit {
+            visitor: self,
+            signal: Some(signal),
+            mesh: None,
+            stage: None,
+            in_room: false,
+            trusted: true,
+            run_over: false,
+            host_left: None,
+            host_gone: None,
+            last_words: String::new(),
+        };
+        let outcome = visit.stay(stop).await;
+        let Visit { signal, mesh, stage, .. } = visit;
+        // A stage that still works leaves when its job is done; nobody waits for that.
+        drop(stage);
+        if let Some(mesh) = mesh {
+            mesh.leave().await;
+        }
+        if let Some(signal) = signal {
+            signal.leave().await;
+        }
+        outcome
+    }
+}
+
+/// What a visit waits for.
+enum Happening {
+    Stop,
+    Signal(Option<SignalEvent>),
+    News(News),
+    Told(Told),
+    HostLeft,
+    Late,
+}
+
+impl Visit<'_> {
+    async fn stay(&mut self, stop: &mut watch::Receiver<bool>) -> Outcome {
+        let mut leaving = None;
+        loop {
+            while let Some(event) = self.mesh.as_mut().and_then(Mesh::poll) {
+                self.on_mesh(event);
+            }
+            let happening = tokio::select! {
+                _ = stop.wait_for(|stop| *stop), if leaving.is_none() => Happening::Stop,
+                event = next(self.signal.as_mut(), SignalClient::next) => Happening::Signal(event),
+                news = next(self.mesh.as_mut(), Mesh::news) => Happening::News(news),
+                told = next(self.stage.as_mut(), StageThread::next) => Happening::Told(told),
+                () = until(self.host_left) => Happening::HostLeft,
+                () = until(leaving) => Happening::Late,
+            };
+            let outcome = match happening {
+                Happening::Stop => match &self.stage {
+                    Some(stage) => {
+                        stage.leave();
+                        leaving = Some(Instant::now() + LEAVE);
+                        self.visitor.row.show("leaving", "leaving the room (once more to stop at once)");
+                        None
+                    }
+                    None => Some(Outcome::Left),
+                },
+                Happening::Late => Some(Outcome::Left),
+                Happening::Signal(Some(event)) => self.on_signal(event).await,
+                Happening::Signal(None) => {
+                    self.signal = None;
+                    None
+                }
+                Happening::News(news) => {
+                    if let Some(mesh) = &mut self.mesh {
+                        mesh.take(news).await;
+                    }
+                    None
+                }
+                Happening::Told(told) => self.on_stage(told, leaving.is_some()).await,
+                Happening::HostLeft => self.host_is_gone(),
+            };
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
+        }
+    }
+
+    /// Begins to connect from the place in the room.
+    fn enter(&mut self, me: PeerId, host: PeerId, ice_servers: Vec<IceServer>) -> Option<Outcome> {
+        let link = &self.visitor.link;
+        let begin = Begin {
+            host,
+            introduction: Introduction { name: self.visitor.name.clone(), backend: "CPU".into() },
+            cache: self.visitor.cache.clone(),
+            embedded: self.trusted.then(|| link.embedded.clone()),
+        };
+        match StageThread::start(begin) {
+            Ok(stage) => self.stage = Some(stage),
+            Err(error) => {
+                let words = format!("no thread could be started: {error}");
+                return Some(Outcome::Refused { words, no_room: false });
+            }
+        }
+        let (secret, loopback) = (link.secret.clone(), link.loopback);
+        self.mesh = Some(Mesh::new(MeshConfig { me, host, secret, ice_servers, loopback }));
+        self.visitor.row.show("connecting", "connecting to the host");
+        None
+    }
+
+    async fn on_signal(&mut self, event: SignalEvent) -> Option<Outcome> {
+        match event {
+            SignalEvent::Unverified(why) => {
+                self.trusted = false;
+                if !std::mem::replace(&mut self.visitor.doubted, true) {
+                    self.visitor.row.say(&format!(
+                        "note: no known authority vouches for the server's certificate, as is usual on a local network; the room's secret protects this run all the same ({why})"
+                    ));
+                }
+                None
+            }
+            SignalEvent::Joined { me, host, ice_servers, .. } => {
+                if self.in_room {
+                    // The connections stand from the first place; this one is a stranger's.
+                    if let Some(signal) = self.signal.take() {
+                        signal.leave().await;
+                    }
+                    None
+                } else if self.mesh.is_some() {
+                    // The machine is bound to the first place, which is lost.
+                    Some(Outcome::Lost("the connection to the server was lost while joining".into()))
+                } else {
+                    self.enter(me, host, ice_servers)
+                }
+            }
+            SignalEvent::PeerJoined(_) => None,
+            SignalEvent::PeerLeft(peer) => {
+                if let Some(mesh) = &mut self.mesh {
+                    if mesh.host() == peer {
+                        self.host_left.get_or_insert_with(|| Instant::now() + HOST_LEFT);
+                    } else {
+                        mesh.left(peer).await;
+                    }
+                }
+                None
+            }
+            SignalEvent::Relay { from, sealed } => {
+                if let Some(mesh) = &mut self.mesh {
+                    mesh.receive(from, &sealed).await;
+                }
+                None
+            }
+            SignalEvent::Trouble(SignalError::Refused { code: ErrorCode::NoSuchPeer, .. }) => None,
+            SignalEvent::Trouble(error) => {
+                self.visitor.row.say(&error.to_string());
+                None
+            }
+            SignalEvent::Lost { retry_in, why } => {
+                if !self.in_room {
+                    let words = format!(
+                        "the server cannot be reached ({why}); again in {:.1} s",
+                        retry_in.as_secs_f64()
+                    );
+                    self.visitor.row.show("retrying", &words);
+                }
+                None
+            }
+            SignalEvent::Ended(error) => {
+                self.signal = None;
+                match &error {
+                    SignalError::Refused { code: ErrorCode::HostLeft, .. } if self.in_room => {
+                        self.host_left.get_or_insert_with(|| Instant::now() + HOST_LEFT);
+                        None
+                    }
+                    // Without a socket a device that is connected goes on.
+                    _ if self.in_room => None,
+                    SignalError::Unreachable { .. } => Some(Outcome::Lost(error.to_string())),
+                    SignalError::Refused { code, .. } => {
+                        let no_room = matches!(code, ErrorCode::NoSuchRoom | ErrorCode::HostLeft);
+                        Some(Outcome::Refused { words: error.to_string(), no_room })
+                    }
+                    SignalError::NotUnderstood { .. } => {
+                        Some(Outcome::Refused { words: error.to_string(), no_room: false })
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_mesh(&mut self, event: MeshEvent) {
+        match event {
+            MeshEvent::Envelope { to, sealed } => {
+                if let Some(signal) = &self.signal {
+                    signal.relay(to, sealed);
+                }
+            }
+            MeshEvent::Channel { peer, lane, channel } => {
+                if let Some(stage) = &self.stage {
+                    stage.channel(peer, lane, channel);
+                }
+            }
+            MeshEvent::Presence { peer, presence } => {
+                if let Some(stage) = &self.stage {
+                    stage.presence(peer, presence);
+                }
+            }
+            MeshEvent::Gone { peer, reason } => {
+                if self.mesh.as_ref().is_some_and(|mesh| mesh.host() == peer) {
+                    self.host_gone.get_or_insert_with(|| format!("the host {reason}"));
+                }
+                if let Some(stage) = &self.stage {
+                    stage.gone(peer, "it left the room or cannot be reached".into());
+                }
+            }
+        }
+    }
+
+    async fn on_stage(&mut self, told: Told, leaving: bool) -> Option<Outcome> {
+        match told {
+            Told::Event(StageEvent::Connect { peer }) => {
+                if let Some(mesh) = &mut self.mesh {
+                    mesh.connect(peer, Lane::Bulk).await;
+                }
+                None
+            }
+            Told::Event(StageEvent::Changed { view, blocks, place, model_blocks, steps_done }) => {
+                if !matches!(view, View::Greeting | View::Ended(_))
+                    && !std::mem::replace(&mut self.in_room, true)
+                {
+                    // From here on the connections carry everything; a lost socket would only make it a stranger.
+                    if let Some(signal) = &self.signal {
+                        signal.set_most_attempts(0);
+                    }
+                }
+                self.run_over = matches!(view, View::Idle(RoomState::Finished | RoomState::Stopped));
+                let part = match (&blocks, place) {
+                    (Some(blocks), Some((own, count))) => {
+                        let of = model_blocks.map(|all| format!(" of {all}")).unwrap_or_default();
+                        let first = blocks.start.saturating_add(1);
+                        format!(
+                            " · blocks {first}–{}{of} · place {} of {count}",
+                            blocks.end,
+                            own.saturating_add(1)
+                        )
+                    }
+                    _ => String::new(),
+                };
+                let (kind, words) = match view {
+                    View::Greeting => ("connecting", "connecting to the host".to_owned()),
+                    View::Waiting => ("waiting", "in the room; waiting for work".to_owned()),
+                    View::Loading(loaded, total) if loaded < total => {
+                        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+                        ("loading", format!("loading {:.1} of {:.1} MiB{part}", mib(loaded), mib(total)))
+                    }
+                    View::Loading(..) => ("connecting", format!("waiting for its neighbours{part}")),
+                    View::Training => ("training", format!("training · {steps_done} steps done{part}")),
+                    View::Idle(state) => match state {
+                        RoomState::Running => {
+                            ("training", format!("training · {steps_done} steps done{part}"))
+                        }
+                        RoomState::Paused => ("paused", format!("paused · {steps_done} steps done{part}")),
+                        RoomState::Finished => {
+                            ("finished", format!("the run is finished · {steps_done} steps done"))
+                        }
+                        RoomState::Stopped => {
+                            ("stopped", format!("the run was stopped · {steps_done} steps done"))
+                        }
+                    },
+                    View::Standby => {
+                        ("standby", format!("has its blocks ready and stands by · {steps_done} steps done"))
+                    }
+                    View::HostSilent => {
+                        ("silent", "the host is not heard; what is loaded is kept for it".to_owned())
+                    }
+                    View::Ended(reason) => {
+                        self.last_words = reason;
+                        return None;
+                    }
+                };
+                if !leaving {
+                    self.visitor.row.show(kind, &words);
+                }
+                None
+            }
+            Told::Ended(_) if leaving => Some(Outcome::Left),
+            Told::Ended(StageEnd::Over) => Some(Outcome::Over(std::mem::take(&mut self.last_words))),
+            Told::Ended(StageEnd::HostLost) => self.host_is_lost(),
+            Told::Broken => {
+                let words = "the engine broke off: this is an error in Baton".to_owned();
+                Some(Outcome::Refused { words, no_room: false })
+            }
+        }
+    }
+
+    /// The host's socket is gone for a while: its page may be closed, or only out of the server's sight.
+    fn host_is_gone(&mut self) -> Option<Outcome> {
+        self.host_left = None;
+        let stands = self.mesh.as_ref().is_some_and(|mesh| mesh.stands(mesh.host()));
+        if stands {
+            return None;
+        }
+        self.host_gone = Some("the host has left".into());
+        self.host_is_lost()
+    }
+
+    fn host_is_lost(&mut self) -> Option<Outcome> {
+        let words = self.host_gone.take().unwrap_or_else(|| std::mem::take(&mut self.last_words));
+        Some(if self.run_over { Outcome::Over(words) } else { Outcome::Lost(words) })
+    }
+}
+
+/// What something that is there says next.
+async fn next<T, R>(from: Option<&mut T>, ask: impl AsyncFnOnce(&mut T) -> R) -> R {
+    match from {
+        Some(from) => ask(from).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
