@@ -529,6 +529,36 @@ pub async fn join(browser: &Browser, host: &Tab, count: usize, options: &TabOpti
     Ok(tabs)
 }
 
+/// A `baton join` process.
+pub struct NativePeer {
+    process: Child,
+    /// What it keeps, so that a test does not use the cache of this machine.
+    _cache: tempfile::TempDir,
+}
+
+impl NativePeer {
+    /// Joins the host's room with so many stages.
+    pub async fn join(host: &Tab, stages: usize) -> Result<Self> {
+        let link = host.wait("#join-link", "value", 30, |link| link.contains("#/join/")).await?;
+        let cache = tempfile::tempdir()?;
+        let process = Command::new(variable("BATON_CLI")?)
+            .args(["join", &link, "--name", "native", "--stages", &stages.to_string(), "--cache"])
+            .arg(cache.path())
+            .kill_on_drop(true)
+            .spawn()
+            .context("baton join does not start")?;
+        Ok(Self { process, _cache: cache })
+    }
+
+    /// Ctrl-C; gives whether it then ended well.
+    pub async fn interrupt(mut self) -> Result<bool> {
+        let id = self.process.id().context("it has ended before")?.to_string();
+        ensure!(Command::new("kill").args(["-INT", &id]).status().await?.success(), "no signal was sent");
+        let ended = tokio::time::timeout(Duration::from_secs(30), self.process.wait()).await;
+        Ok(ended.context("it went on for 30 s")??.success())
+    }
+}
+
 /// An adapter's numbers by tensor name.
 pub fn adapter_tensors(weights: &[u8]) -> Result<BTreeMap<String, Vec<f32>>> {
     futures_lite(async {

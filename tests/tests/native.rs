@@ -1,0 +1,57 @@
+//! `baton join` beside tabs: the losses and the adapter are those of one process, and who leaves costs no step.
+
+use anyhow::{Context, Result, ensure};
+use baton_e2e::reference::{choose, compare, finish, one_process};
+use baton_e2e::{Browser, NativePeer, Server, Tab, TabOptions, join, model_folder};
+
+/// A host on the CPU with the reference's model from the server, its text and its settings.
+async fn prepared_host(server: &Server, browser: &Browser, steps: &str) -> Result<Tab> {
+    server.add("models/stories260k", &model_folder()?)?;
+    let host = browser.open(&format!("{}?backend=cpu", server.url), &TabOptions::default()).await?;
+    host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
+    host.click("#model-url-choice").await?;
+    host.fill("#model-url", &format!("{}models/stories260k", server.url)).await?;
+    host.click("#model-url-use").await?;
+    host.wait("#model", "text", 60, |text| text.contains("models/stories260k")).await?;
+    choose(&host, steps, "f32").await?;
+    Ok(host)
+}
+
+#[tokio::test]
+async fn a_native_peer_beside_a_tab_equals_one_process() -> Result<()> {
+    let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
+    let reference = one_process("12").await?;
+    let host = prepared_host(&server, &browser, "12").await?;
+    let native = NativePeer::join(&host, 1).await?;
+    host.wait_for_devices(1, 60).await?;
+    let tabs = join(&browser, &host, 1, &TabOptions::default()).await?;
+    host.wait_for_devices(2, 60).await?;
+    let (losses, weights) = finish(&host, 240).await?;
+    compare(&losses, &weights, &reference)?;
+    ensure!(native.interrupt().await?, "the native peer did not leave cleanly");
+    for tab in tabs.into_iter().chain([host]) {
+        tab.close().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_native_peer_that_is_interrupted_leaves_the_run_to_the_others() -> Result<()> {
+    let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
+    let reference = one_process("20").await?;
+    let host = prepared_host(&server, &browser, "20").await?;
+    let two = NativePeer::join(&host, 2).await?;
+    let one = NativePeer::join(&host, 1).await?;
+    host.wait_for_devices(3, 60).await?;
+    host.click("#start").await?;
+    let made = |step: &str| step.parse::<u32>().is_ok_and(|step| step >= 4);
+    host.wait("#loss", "data-step", 120, made).await?;
+    ensure!(one.interrupt().await?, "the native peer did not leave cleanly");
+    let over = |phase: &str| phase == "finished" || phase == "failed";
+    ensure!(host.wait("#phase", "data-phase", 240, over).await? == "finished", "{:?}", host.errors().await?);
+    let files = host.download().await?;
+    let weights = files.into_iter().find(|(name, _)| name.ends_with(".safetensors")).context("no weights")?.1;
+    compare(&host.losses().await?, &weights, &reference)?;
+    ensure!(two.interrupt().await?, "the other native peer did not leave cleanly");
+    host.close().await
+}
