@@ -208,7 +208,7 @@ impl Peer {
 
 /// The host's connections: it offers both lanes to whoever joins.
 async fn connect(url: String, secret: RoomSecret, inputs: HostInputs, joined: oneshot::Sender<()>) {
-    let mut signal = SignalClient::connect(url, secret.room_id(), Role::Host, 0);
+    let mut signal = SignalClient::connect(url, secret.room_id(), Role::Host, None, 0);
     let Some(SignalEvent::Joined { me, host, ice_servers, .. }) = signal.next().await else {
         panic!("there is no room");
     };

@@ -18,6 +18,8 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::MissedTickBehavior;
 
 const TICK: Duration = Duration::from_millis(500);
+/// For a host that is gone from its room, as in a tab.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a stage needs to begin with.
 pub(super) struct Begin {
@@ -36,6 +38,7 @@ enum Order {
     Channel { peer: PeerId, lane: Lane, channel: NewChannel },
     Gone { peer: PeerId, reason: String },
     Presence { peer: PeerId, presence: Presence },
+    HostReturned(PeerId),
     Leave,
 }
 
@@ -89,6 +92,11 @@ impl StageThread {
         self.order(Order::Presence { peer, presence });
     }
 
+    /// The room has a host again, under this number.
+    pub(super) fn host_returned(&self, host: PeerId) {
+        self.order(Order::HostReturned(host));
+    }
+
     /// It is to leave the room.
     pub(super) fn leave(&self) {
         self.order(Order::Leave);
@@ -136,6 +144,7 @@ async fn pass_on(mut orders: UnboundedReceiver<Order>, inputs: StageInputs) {
                 }
                 Some(Order::Gone { peer, reason }) => Input::Gone { peer, reason },
                 Some(Order::Presence { peer, presence }) => Input::Presence { peer, presence },
+                Some(Order::HostReturned(host)) => Input::HostReturned(host),
                 Some(Order::Leave) | None => Input::Command(StageCommand::Leave),
             },
         };
@@ -165,6 +174,11 @@ struct Clock(Instant);
 impl Environment for Clock {
     fn now(&self) -> Duration {
         self.0.elapsed()
+    }
+
+    /// The visit finds the host again when its page was only loaded anew.
+    fn patience(&self) -> Duration {
+        PATIENCE
     }
 
     async fn breathe(&self) {

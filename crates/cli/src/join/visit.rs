@@ -18,8 +18,7 @@ use tokio::time::Instant;
 
 /// Attempts in a row to reach the server.
 const MOST_ATTEMPTS: u32 = 4;
-/// A connection whose other end was closed shows it after 5 to 6 s.
-const HOST_LEFT: Duration = Duration::from_secs(8);
+const HOST_LEFT: &str = "the host has left, and the room is closed; thank you for lending this machine";
 /// A job that is begun is finished before a stage leaves; a large one takes a while.
 const LEAVE: Duration = Duration::from_secs(30);
 
@@ -64,12 +63,14 @@ struct Visit<'a> {
     in_room: bool,
     /// The page's own model can be read from here.
     trusted: bool,
-    /// The run has come to its end.
-    run_over: bool,
-    /// When the host counts as gone, unless its connection stands.
-    host_left: Option<Instant>,
-    /// What became of the host.
-    host_gone: Option<String>,
+    /// The server has closed the room.
+    is_over: bool,
+    /// The server cannot be heard any more: nobody would say that the host is back.
+    is_cut_off: bool,
+    /// The host's number since it came back to the room, until it makes an offer.
+    returned: Option<PeerId>,
+    /// This device's number, and the servers for its connections.
+    place: Option<(PeerId, Vec<IceServer>)>,
     /// What the machine said last.
     last_words: String,
 }
@@ -82,6 +83,7 @@ impl Visitor {
             self.link.socket.clone(),
             self.link.secret.room_id(),
             Role::Peer,
+            None,
             MOST_ATTEMPTS,
         );
         let mut visit = Visit {
@@ -91,9 +93,10 @@ impl Visitor {
             stage: None,
             in_room: false,
             trusted: true,
-            run_over: false,
-            host_left: None,
-            host_gone: None,
+            is_over: false,
+            is_cut_off: false,
+            returned: None,
+            place: None,
             last_words: String::new(),
         };
         let outcome = visit.stay(stop).await;
@@ -116,7 +119,6 @@ enum Happening {
     Signal(Option<SignalEvent>),
     News(News),
     Told(Told),
-    HostLeft,
     Late,
 }
 
@@ -125,14 +127,15 @@ impl Visit<'_> {
         let mut leaving = None;
         loop {
             while let Some(event) = self.mesh.as_mut().and_then(Mesh::poll) {
-                self.on_mesh(event);
+                if let Some(outcome) = self.on_mesh(event) {
+                    return outcome;
+                }
             }
             let happening = tokio::select! {
                 _ = stop.wait_for(|stop| *stop), if leaving.is_none() => Happening::Stop,
                 event = next(self.signal.as_mut(), SignalClient::next) => Happening::Signal(event),
                 news = next(self.mesh.as_mut(), Mesh::news) => Happening::News(news),
                 told = next(self.stage.as_mut(), StageThread::next) => Happening::Told(told),
-                () = until(self.host_left) => Happening::HostLeft,
                 () = until(leaving) => Happening::Late,
             };
             let outcome = match happening {
@@ -158,7 +161,6 @@ impl Visit<'_> {
                     None
                 }
                 Happening::Told(told) => self.on_stage(told, leaving.is_some()).await,
-                Happening::HostLeft => self.host_is_gone(),
             };
             if let Some(outcome) = outcome {
                 return outcome;
@@ -182,10 +184,28 @@ impl Visit<'_> {
                 return Some(Outcome::Refused { words, no_room: false });
             }
         }
-        let (secret, loopback) = (link.secret.clone(), link.loopback);
-        self.mesh = Some(Mesh::new(MeshConfig { me, host, secret, ice_servers, loopback }));
+        self.place = Some((me, ice_servers));
+        self.connect(host);
         self.visitor.row.show("connecting", "connecting to the host");
         None
+    }
+
+    fn connect(&mut self, host: PeerId) {
+        let Some((me, ice_servers)) = self.place.clone() else { return };
+        let (secret, loopback) = (self.visitor.link.secret.clone(), self.visitor.link.loopback);
+        let mesh = Mesh::new(MeshConfig { me, host, secret, ice_servers, loopback });
+        if let Some(old) = self.mesh.replace(mesh) {
+            // What it has to send is for a page that is gone.
+            tokio::spawn(old.leave());
+        }
+    }
+
+    /// The host's page was loaded again: it knows nobody, and this device has its blocks still.
+    fn meet_again(&mut self, host: PeerId) {
+        if let Some(stage) = &self.stage {
+            stage.host_returned(host);
+        }
+        self.connect(host);
     }
 
     async fn on_signal(&mut self, event: SignalEvent) -> Option<Outcome> {
@@ -214,17 +234,23 @@ impl Visit<'_> {
                 }
             }
             SignalEvent::PeerJoined(_) => None,
+            // Whether it is a new page, or the old one behind a new socket, shows when it makes an offer.
+            SignalEvent::HostReturned(host) => {
+                self.returned = Some(host);
+                None
+            }
             SignalEvent::PeerLeft(peer) => {
-                if let Some(mesh) = &mut self.mesh {
-                    if mesh.host() == peer {
-                        self.host_left.get_or_insert_with(|| Instant::now() + HOST_LEFT);
-                    } else {
-                        mesh.left(peer).await;
-                    }
+                // The host's page may be closed, loaded again, or only out of the server's sight. The server says when the
+                // room is over; until then what is loaded is kept.
+                if let Some(mesh) = self.mesh.as_mut().filter(|mesh| mesh.host() != peer) {
+                    mesh.left(peer).await;
                 }
                 None
             }
             SignalEvent::Relay { from, sealed } => {
+                if self.returned.take_if(|host| *host == from).is_some() {
+                    self.meet_again(from);
+                }
                 if let Some(mesh) = &mut self.mesh {
                     mesh.receive(from, &sealed).await;
                 }
@@ -249,11 +275,15 @@ impl Visit<'_> {
                 self.signal = None;
                 match &error {
                     SignalError::Refused { code: ErrorCode::HostLeft, .. } if self.in_room => {
-                        self.host_left.get_or_insert_with(|| Instant::now() + HOST_LEFT);
-                        None
+                        // A host that the server lost may be there still.
+                        self.is_over = self.mesh.as_ref().is_some_and(|mesh| mesh.stands(mesh.host()));
+                        (!self.is_over).then(|| Outcome::Over(HOST_LEFT.into()))
                     }
                     // Without a socket a device that is connected goes on.
-                    _ if self.in_room => None,
+                    _ if self.in_room => {
+                        self.is_cut_off = true;
+                        None
+                    }
                     SignalError::Unreachable { .. } => Some(Outcome::Lost(error.to_string())),
                     SignalError::Refused { code, .. } => {
                         let no_room = matches!(code, ErrorCode::NoSuchRoom | ErrorCode::HostLeft);
@@ -267,7 +297,7 @@ impl Visit<'_> {
         }
     }
 
-    fn on_mesh(&mut self, event: MeshEvent) {
+    fn on_mesh(&mut self, event: MeshEvent) -> Option<Outcome> {
         match event {
             MeshEvent::Envelope { to, sealed } => {
                 if let Some(signal) = &self.signal {
@@ -285,14 +315,20 @@ impl Visit<'_> {
                 }
             }
             MeshEvent::Gone { peer, reason } => {
-                if self.mesh.as_ref().is_some_and(|mesh| mesh.host() == peer) {
-                    self.host_gone.get_or_insert_with(|| format!("the host {reason}"));
-                }
                 if let Some(stage) = &self.stage {
                     stage.gone(peer, "it left the room or cannot be reached".into());
                 }
+                let is_host = self.mesh.as_ref().is_some_and(|mesh| mesh.host() == peer);
+                if is_host && self.is_over {
+                    return Some(Outcome::Over(HOST_LEFT.into()));
+                }
+                if is_host && (self.is_cut_off || !self.in_room) {
+                    return Some(Outcome::Lost(format!("the host {reason}")));
+                }
+                // Otherwise the stage keeps what it has, and the host is met again when it comes back.
             }
         }
+        None
     }
 
     async fn on_stage(&mut self, told: Told, leaving: bool) -> Option<Outcome> {
@@ -312,7 +348,6 @@ impl Visit<'_> {
                         signal.set_most_attempts(0);
                     }
                 }
-                self.run_over = matches!(view, View::Idle(RoomState::Finished | RoomState::Stopped));
                 let part = match (&blocks, place) {
                     (Some(blocks), Some((own, count))) => {
                         let of = model_blocks.map(|all| format!(" of {all}")).unwrap_or_default();
@@ -364,28 +399,12 @@ impl Visit<'_> {
             }
             Told::Ended(_) if leaving => Some(Outcome::Left),
             Told::Ended(StageEnd::Over) => Some(Outcome::Over(std::mem::take(&mut self.last_words))),
-            Told::Ended(StageEnd::HostLost) => self.host_is_lost(),
+            Told::Ended(StageEnd::HostLost) => Some(Outcome::Lost(std::mem::take(&mut self.last_words))),
             Told::Broken => {
                 let words = "the engine broke off: this is an error in Baton".to_owned();
                 Some(Outcome::Refused { words, no_room: false })
             }
         }
-    }
-
-    /// The host's socket is gone for a while: its page may be closed, or only out of the server's sight.
-    fn host_is_gone(&mut self) -> Option<Outcome> {
-        self.host_left = None;
-        let stands = self.mesh.as_ref().is_some_and(|mesh| mesh.stands(mesh.host()));
-        if stands {
-            return None;
-        }
-        self.host_gone = Some("the host has left".into());
-        self.host_is_lost()
-    }
-
-    fn host_is_lost(&mut self) -> Option<Outcome> {
-        let words = self.host_gone.take().unwrap_or_else(|| std::mem::take(&mut self.last_words));
-        Some(if self.run_over { Outcome::Over(words) } else { Outcome::Lost(words) })
     }
 }
 

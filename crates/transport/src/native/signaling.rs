@@ -61,6 +61,8 @@ pub enum SignalEvent {
     },
     /// Somebody came.
     PeerJoined(PeerId),
+    /// The host is back, under this number.
+    HostReturned(PeerId),
     /// Somebody left.
     PeerLeft(PeerId),
     /// A sealed envelope.
@@ -163,12 +165,13 @@ enum Order {
 }
 
 impl SignalClient {
-    /// Opens the socket to `url` (`ws://…/ws` or `wss://…/ws`) and joins `room`; a socket that is lost is tried again up
-    /// to `most_attempts` times in a row. Runs on the tokio runtime that it is called on.
-    pub fn connect(url: String, room: RoomId, role: Role, most_attempts: u32) -> Self {
+    /// Opens the socket to `url` (`ws://…/ws` or `wss://…/ws`) and joins `room`, a host with its claim to it; a socket that
+    /// is lost is tried again up to `most_attempts` times in a row. Runs on the tokio runtime that it is called on.
+    pub fn connect(url: String, room: RoomId, role: Role, claim: Option<String>, most_attempts: u32) -> Self {
         let (order, orders) = mpsc::unbounded_channel();
         let (event, events) = mpsc::channel(MOST_EVENTS);
-        let socket = Socket { url, room, role, most_attempts, attempts: 0, joined: false, orders, event };
+        let socket =
+            Socket { url, room, role, claim, most_attempts, attempts: 0, joined: false, orders, event };
         tokio::spawn(socket.run());
         Self { orders: order, events }
     }
@@ -210,6 +213,7 @@ struct Socket {
     url: String,
     room: RoomId,
     role: Role,
+    claim: Option<String>,
     most_attempts: u32,
     attempts: u32,
     joined: bool,
@@ -299,8 +303,8 @@ impl Socket {
     }
 
     async fn converse(&mut self, mut stream: Stream) -> End {
-        let join =
-            ClientMessage::Join { version: PROTOCOL_VERSION, room: self.room.clone(), role: self.role };
+        let (room, role, claim) = (self.room.clone(), self.role, self.claim.clone());
+        let join = ClientMessage::Join { version: PROTOCOL_VERSION, room, role, claim };
         if let Err(error) = say(&mut stream, &join).await {
             return End::Lost(words(&error));
         }
@@ -373,6 +377,7 @@ impl Socket {
                 SignalEvent::Joined { me, host, peers, ice_servers }
             }
             Ok(ServerMessage::PeerJoined { peer }) => SignalEvent::PeerJoined(peer),
+            Ok(ServerMessage::HostReturned { host }) => SignalEvent::HostReturned(host),
             Ok(ServerMessage::PeerLeft { peer }) => SignalEvent::PeerLeft(peer),
             Ok(ServerMessage::Relay { from, sealed }) => SignalEvent::Relay { from, sealed },
             Ok(ServerMessage::Pong) => return None,
