@@ -5,6 +5,7 @@
 mod common;
 
 use baton_engine::cache::AnyCache;
+use baton_engine::kept::RunStore;
 use baton_engine::node::{self, Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice};
 use baton_engine::source::AnyFiles;
 use baton_formats::DirFiles;
@@ -69,7 +70,8 @@ impl Room {
         let own = Introduction { name: "host".into(), backend: "CPU".into() };
         let (device, clock, loop_inputs) = (baton_model::cpu(), Clock(Instant::now()), inputs.clone());
         let tell = move |event| drop(tell.send(event));
-        spawn_local(node::run_host(own, device, AnyCache::None, clock, loop_inputs, queue, tell));
+        let store = RunStore::new(AnyCache::None);
+        spawn_local(node::run_host(own, device, AnyCache::None, store, clock, loop_inputs, queue, tell));
         let (joined, is_there) = oneshot::channel();
         spawn_local(connect(format!("ws://{address}/ws"), secret, inputs.clone(), joined));
         is_there.await.unwrap();
