@@ -63,6 +63,8 @@ fn end(me: PeerId, secret: RoomSecret, wire: &Wire) -> End {
                 sink.channels.borrow_mut().insert(lane, channel);
             }
             MeshEvent::Gone { reason, .. } => sink.gone.borrow_mut().push(reason),
+            // Pulses have tests of their own.
+            MeshEvent::Presence { .. } => {}
         },
     );
     End { mesh, seen }
