@@ -14,6 +14,9 @@ pub const PULSE: Duration = Duration::from_millis(250);
 /// How long it may be silent before the others go on without it: six pulses.
 pub const SUSPECT: Duration = Duration::from_millis(1500);
 
+/// A timer that is later than this was not late: this side slept. The timers of a hidden page run once a second.
+const SLEPT: Duration = Duration::from_millis(1200);
+
 /// Tells a pulse from anything else, and its layout from later ones.
 const FORM: u8 = 0xb1;
 const HIDDEN: u8 = 1;
@@ -106,7 +109,7 @@ impl Monitor {
     /// A pulse channel to a device is open.
     pub fn watch(&mut self, peer: PeerId, now: Duration) {
         let watch = Watch { heard: now, presence: Presence::Present, last: Pulse::default() };
-        self.peers.insert(peer, watch);
+        self.peers.entry(peer).or_insert(watch).heard = now;
         // It is told at once, so that a page that was hidden when it joined is known to be.
         self.outputs.push_back(Output::Pulse);
     }
@@ -133,8 +136,9 @@ impl Monitor {
         if now < self.due {
             return;
         }
-        // What came while this side slept may still wait to be read: its own lateness is not held against the others.
-        let late = now.saturating_sub(self.due);
+        // What came while this side slept may still wait to be read: its own lateness is not held against the others. That
+        // of a timer is no sleep.
+        let late = Some(now.saturating_sub(self.due)).filter(|late| *late > SLEPT).unwrap_or_default();
         for (&peer, watch) in &mut self.peers {
             watch.heard = (watch.heard + late).min(now);
             if now >= watch.heard + SUSPECT && watch.presence != Presence::Silent {
@@ -142,7 +146,10 @@ impl Monitor {
                 self.outputs.push_back(Output::Presence { peer, presence: Presence::Silent });
             }
         }
-        self.due = now + PULSE;
+        self.due += PULSE;
+        if self.due <= now {
+            self.due = now + PULSE;
+        }
         self.outputs.push_back(Output::Pulse);
     }
 
@@ -217,6 +224,23 @@ mod tests {
         monitor.receive(PEER, &Pulse { hidden: true, ..Pulse::default() }.to_bytes(), now);
         assert_eq!(presences(&mut monitor), [Presence::Hidden]);
         assert!(monitor.last(PEER).is_some_and(|pulse| pulse.hidden));
+    }
+
+    #[test]
+    fn a_timer_that_is_always_a_little_late_sends_every_pulse_and_notices_silence_as_soon() {
+        let mut monitor = Monitor::new(at(0));
+        monitor.watch(PEER, at(0));
+        let mut pulses = 0;
+        for tick in 0..8 {
+            // Aligned to 250 ms, and later or sooner by chance.
+            monitor.handle_timeout(at(250 * tick + [3, 1, 4, 0][tick as usize % 4]));
+            while let Some(output) = monitor.poll() {
+                pulses += usize::from(output == Output::Pulse);
+                assert!(!matches!(output, Output::Presence { .. }) || tick >= 6, "{tick}");
+            }
+        }
+        assert!(pulses >= 8, "{pulses}");
+        assert_eq!(monitor.peers[&PEER].presence, Presence::Silent);
     }
 
     #[test]

@@ -583,7 +583,8 @@ impl Session {
                 }
             }
             FromWorker::Kept { run } => {
-                if run.is_none() {
+                // A run that begins replaces the one that was kept, and keeps the room.
+                if run.is_none() && self.phase.with_untracked(|phase| *phase == RunPhase::Lobby) {
                     browser::forget_room();
                 }
                 self.kept.set(run);

@@ -493,6 +493,8 @@ impl Coordinator {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.heard = now;
         match message {
+            // Once: what it says of itself does not change, and each greeting is work.
+            Message::Hello(_) if peer.device.is_some() && peer.has_greeted(now) => {}
             Message::Hello(device) => {
                 peer.device = Some(device.checked());
                 let state = match self.phase() {
@@ -511,7 +513,9 @@ impl Coordinator {
                 self.outputs.push_back(Output::Disconnect { peer: from });
                 self.lost(from, &short(&reason));
             }
-            Message::Progress { generation, loaded, total } if generation == self.generation => {
+            Message::Progress { generation, loaded, total }
+                if generation == self.generation || peer.is_warming() =>
+            {
                 (peer.progress, peer.stirred) = ((loaded, total), now);
                 self.outputs.push_back(Output::Changed);
             }
@@ -523,7 +527,9 @@ impl Coordinator {
                 self.loaded_if_complete();
             }
             Message::Warmed { blocks } => self.warmed(from, &blocks),
-            Message::Failed { generation, reason, fault } if generation == self.generation => {
+            Message::Failed { generation, reason, fault }
+                if generation == self.generation || (peer.is_warming() && generation < self.generation) =>
+            {
                 self.failed(from, &short(&reason), fault);
             }
             Message::Status { generation, step, counts } if generation == self.generation => {
@@ -546,24 +552,28 @@ impl Coordinator {
             Message::Forward { generation, step, micro_batch, tensor } => {
                 let expected = open.front.expects_backward(micro_batch) && micro_batch >= open.next_head;
                 if last && generation == current && step == open.step && expected {
-                    open.head.insert(micro_batch, tensor);
-                    run.stir(now);
+                    // Again and again the same is no progress.
+                    if open.head.insert(micro_batch, tensor).is_none() {
+                        run.stir(now);
+                    }
                 }
             }
             Message::Backward { generation, step, micro_batch, tensor } => {
                 let expected = open.front.expects_backward(micro_batch) && micro_batch < open.next_head;
                 if first && generation == current && step == open.step && expected {
-                    open.grads.insert(micro_batch, tensor);
-                    run.stir(now);
+                    if open.grads.insert(micro_batch, tensor).is_none() {
+                        run.stir(now);
+                    }
                 }
             }
             Message::StepDone { generation, step, grad_sum_of_squares, times }
                 if generation == current && step == open.step =>
             {
                 if grad_sum_of_squares.is_finite() && grad_sum_of_squares >= 0.0 {
-                    open.norms.insert(Some(from), grad_sum_of_squares);
-                    run.stir(now);
-                    self.timed(from, times);
+                    if open.norms.insert(Some(from), grad_sum_of_squares).is_none() {
+                        run.stir(now);
+                        self.timed(from, times);
+                    }
                 } else {
                     let words = format!("its gradient's sum of squares is {grad_sum_of_squares}");
                     self.diverged(from, &words);
@@ -616,6 +626,10 @@ impl Coordinator {
             }
             Ok(()) => None,
         };
+        // What was ready for a run before is not for this one.
+        for peer in self.peers.values_mut() {
+            (peer.warm, peer.cannot_warm, peer.suspended) = (None, false, false);
+        }
         self.run = Some(Run::new(start, self.generation, texts, self.now));
         match nonsense {
             Some(reason) => self.end(End::Failed(reason)),
@@ -647,6 +661,7 @@ impl Coordinator {
         let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
         let state = if end == End::Finished { RoomState::Finished } else { RoomState::Stopped };
         run.end = Some(end);
+        self.drop_doubt();
         self.broadcast(state);
     }
 }

@@ -19,6 +19,8 @@ const WORTH: f64 = 0.9;
 const STEPS_LEFT: u32 = 2;
 /// Another order of the same devices must be faster by this much.
 const REORDER: f64 = 0.8;
+/// How often at most when somebody does.
+const RECONSIDER: Duration = Duration::from_millis(500);
 /// How often a better plan is looked for while nobody comes or goes.
 const CONSIDER: Duration = Duration::from_secs(5);
 /// How long the same devices keep their shares after these were changed once; twice as long after each time more.
@@ -100,6 +102,8 @@ impl Coordinator {
                 (ready, rested, std::cmp::Reverse(*id))
             };
             let best = (0..spares.len()).max_by_key(|&index| fitness(&spares[index]));
+            // The neighbours have most of what they need; a spare that has to load all of it comes in later.
+            let best = best.filter(|&index| fitness(&spares[index]).0);
             *owner = best.map(|index| spares.swap_remove(index));
         }
         Shape { host: old.host.clone(), stages: close_gaps(stages) }
@@ -129,7 +133,8 @@ impl Coordinator {
     /// Somebody came or left: a better plan is looked for now.
     pub(super) fn reconsider(&mut self) {
         if let Some(run) = &mut self.run {
-            run.consider_at = Duration::ZERO;
+            // At once, but not for every word of a device that comes and goes.
+            run.consider_at = run.consider_at.min(run.considered + RECONSIDER);
         }
         self.consider();
     }
@@ -144,6 +149,7 @@ impl Coordinator {
             let worth = self.run.as_ref().is_some_and(|run| self.is_worth(run, &wanted));
             if let Some(run) = &mut self.run {
                 run.consider_at = self.now + CONSIDER;
+                run.considered = self.now;
                 if worth {
                     run.balanced = (self.now, run.balanced.1.saturating_add(1));
                 }
@@ -177,7 +183,8 @@ impl Coordinator {
                 let seconds = self.seconds_to_move(moved);
                 new < WORTH * old && (old - new) * f64::from(steps_left) > seconds
             }
-            _ => !rests && longest(wanted) < WORTH * longest(now),
+            // A host that trains alone is relieved by whoever comes.
+            _ => !rests && (now.stages.is_empty() || longest(wanted) < WORTH * longest(now)),
         }
     }
 
@@ -190,7 +197,7 @@ impl Coordinator {
                 && !self.peers.get(id).is_some_and(|peer| peer.has_ready(blocks))
         };
         let waiting: BTreeSet<PeerId> = shape.stages.iter().filter(is_new).map(|(id, _)| *id).collect();
-        run.intent = Some(Intent { shape, waiting });
+        run.intent = Some(Intent { shape, waiting, since: self.now });
     }
 
     /// Tells a device which blocks to have ready, if it does not know yet.
@@ -206,7 +213,7 @@ impl Coordinator {
             },
         };
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.warm.as_ref().is_some_and(|warm| warm.blocks == blocks) {
+        if peer.cannot_warm || peer.warm.as_ref().is_some_and(|warm| warm.blocks == blocks) {
             return;
         }
         peer.warm = Some(Warm { blocks: blocks.clone(), done: false });

@@ -47,7 +47,9 @@ impl Coordinator {
     }
 
     pub(super) fn presence(&mut self, id: PeerId, presence: Presence) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let now = self.now;
+        // Its pulse may be heard before its lanes are open.
+        let peer = self.peers.entry(id).or_insert_with(|| Peer::new(now));
         let was_usable = peer.is_usable();
         if std::mem::replace(&mut peer.presence, presence) == presence {
             return;
@@ -154,10 +156,27 @@ impl Coordinator {
                 let why = format!("what it sent to {accuser} could not be used: {reason}");
                 self.dismiss(accused, &farewell, &why);
             }
+            Fault::Device | Fault::Input(_) if self.was_only_warming(from) => {
+                // It could not take what it was to have ready: that is no reason to send it away.
+                let now = self.now;
+                if let Some(peer) = self.peers.get_mut(&from) {
+                    (peer.warm, peer.cannot_warm) = (None, true);
+                    peer.strike(now);
+                }
+                if let Some(run) = &mut self.run {
+                    run.intent.take_if(|intent| intent.shape.position(from).is_some());
+                }
+                self.outputs.push_back(Output::Changed);
+            }
             Fault::Device | Fault::Input(_) => {
                 self.dismiss(from, &format!("This device could not go on: {reason}"), reason);
             }
         }
+    }
+
+    fn was_only_warming(&self, id: PeerId) -> bool {
+        let has_stage = self.run.as_ref().is_some_and(|run| run.plan.position(id).is_some());
+        !has_stage && self.peers.get(&id).is_some_and(|peer| peer.warm.is_some())
     }
 
     /// Whether a device that calls what another one sent unusable is believed: the other one must be its neighbour, and
@@ -182,13 +201,11 @@ impl Coordinator {
         );
         let others = self.usable().into_iter().any(|peer| peer != from);
         let Some(run) = self.run.as_mut().filter(|run| run.is_live()) else { return };
-        if let Some(doubt) = run.doubt.take() {
-            if let Some(peer) = self.peers.get_mut(&doubt.suspect) {
-                peer.suspended = false;
-            }
-            return self.end(End::Failed(words));
+        if run.plan.position(from).is_none() {
+            // It has no part in the step, and nothing to say of it.
+            return;
         }
-        if !others || run.plan.position(from).is_none() {
+        if !others || run.doubt.is_some() {
             return self.end(End::Failed(words));
         }
         run.doubt = Some(Doubt { step: run.open.step, suspect: from });
@@ -196,6 +213,14 @@ impl Coordinator {
             peer.suspended = true;
         }
         self.mend();
+    }
+
+    /// Nobody will find out any more whether a device was to blame: it is not.
+    pub(super) fn drop_doubt(&mut self) {
+        let doubt = self.run.as_mut().and_then(|run| run.doubt.take());
+        if let Some(peer) = doubt.and_then(|doubt| self.peers.get_mut(&doubt.suspect)) {
+            peer.suspended = false;
+        }
     }
 
     /// The step that was made again is complete without the device in doubt: the training has not diverged.

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
+/// More greetings of one device within this time are not answered.
+const GREETING: Duration = Duration::from_secs(1);
 /// How long a device that dropped out of a plan is only a spare, the first time; twice as long each time after.
 const REST: Duration = Duration::from_secs(5);
 /// The longest of these rests.
@@ -22,6 +24,7 @@ pub(super) struct Peer {
     pub(super) control: bool,
     pub(super) bulk: bool,
     pub(super) device: Option<Device>,
+    pub(super) greeted: Option<Duration>,
     pub(super) presence: Presence,
     /// Its numbers are in doubt, and the step is made without it to find out.
     pub(super) suspended: bool,
@@ -31,6 +34,8 @@ pub(super) struct Peer {
     pub(super) progress: (u64, u64),
     pub(super) ready: Option<Generation>,
     pub(super) warm: Option<Warm>,
+    /// It could not load what it was to have ready.
+    pub(super) cannot_warm: bool,
     /// It came, or came back, and was not given a stage since.
     pub(super) fresh: bool,
     /// How often it dropped out of a plan and came back.
@@ -92,6 +97,7 @@ impl Peer {
             control: false,
             bulk: false,
             device: None,
+            greeted: None,
             presence: Presence::Present,
             suspended: false,
             heard: now,
@@ -99,6 +105,7 @@ impl Peer {
             progress: (0, 0),
             ready: None,
             warm: None,
+            cannot_warm: false,
             fresh: true,
             strikes: 0,
             rests_until: now,
@@ -110,6 +117,21 @@ impl Peer {
     /// Whether it can be spoken to and has said who it is.
     pub(super) fn is_connected(&self) -> bool {
         self.control && self.bulk && self.device.is_some()
+    }
+
+    /// Whether it gets something ready that it has not reported yet.
+    pub(super) fn is_warming(&self) -> bool {
+        self.warm.as_ref().is_some_and(|warm| !warm.done)
+    }
+
+    /// Whether it greeted a moment ago; one that lost the host and found it again greets anew.
+    pub(super) fn has_greeted(&mut self, now: Duration) -> bool {
+        let again = self.greeted.is_some_and(|greeted| now < greeted + GREETING);
+        self.greeted.get_or_insert(now);
+        if !again {
+            self.greeted = Some(now);
+        }
+        again
     }
 
     /// Whether it can be given work.
@@ -192,6 +214,7 @@ pub(super) struct Answer {
 pub(super) struct Intent {
     pub(super) shape: Shape,
     pub(super) waiting: BTreeSet<PeerId>,
+    pub(super) since: Duration,
 }
 
 impl Intent {
@@ -243,6 +266,8 @@ pub(super) struct Run {
     pub(super) longest_step: Duration,
     /// When a better plan is looked for next.
     pub(super) consider_at: Duration,
+    /// When one was looked for last.
+    pub(super) considered: Duration,
     /// When a better plan was last decided on, and how often that was.
     pub(super) balanced: (Duration, u32),
     /// What was found best last.
@@ -281,6 +306,7 @@ impl Run {
             inquiry: None,
             longest_step: Duration::ZERO,
             consider_at: now,
+            considered: Duration::ZERO,
             balanced: (now, 0),
             answer: None,
             committed: start.committed,

@@ -54,7 +54,9 @@ impl Coordinator {
         let Some(run) = &mut self.run else { return };
         let generation = run.plan.generation;
         if !run.host_loaded {
-            if run.end.is_some() && run.infer_front.is_empty() {
+            // A run that waits for devices loads nothing meanwhile: the host may be too small for all of it.
+            let waits = run.end.is_some() || run.deserted.is_some();
+            if waits && run.infer_front.is_empty() {
                 return;
             }
             let blocks = run.plan.shape.host.clone();

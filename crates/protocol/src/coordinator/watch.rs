@@ -46,6 +46,7 @@ impl Coordinator {
 
     /// Sends away who holds the others up: a device that loads nothing, or a stage that does not do its part.
     pub(super) fn dismiss_the_idle(&mut self) {
+        self.drop_stuck_intent();
         let Some(run) = &self.run else { return };
         if self.running.is_some() || run.broken {
             return;
@@ -88,6 +89,28 @@ impl Coordinator {
         }
     }
 
+    /// Gives a better plan up that waits for a device which does not get ready: the others are planned with again.
+    fn drop_stuck_intent(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        let (now, peers) = (self.now, &self.peers);
+        let is_stuck = |id: &PeerId| peers.get(id).is_none_or(|peer| now >= peer.stirred + LOAD_PATIENCE);
+        let stuck = run.intent.as_ref().filter(|intent| now >= intent.since + LOAD_PATIENCE);
+        let Some(stuck) =
+            stuck.map(|intent| intent.waiting.iter().copied().filter(is_stuck).collect::<Vec<_>>())
+        else {
+            return;
+        };
+        if !stuck.is_empty() {
+            run.intent = None;
+            for id in stuck {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.warm = None;
+                    peer.strike(now);
+                }
+            }
+        }
+    }
+
     /// A stage says how far it is.
     pub(super) fn answered(&mut self, from: PeerId, step: Step, counts: Counts) {
         let Some(run) = self.run.as_mut().filter(|run| run.plan.position(from).is_some()) else { return };
@@ -120,7 +143,9 @@ impl Coordinator {
                 break;
             }
             if *step != run.open.step {
-                continue;
+                // A step that is open nowhere, or one that it has completed and says it has not.
+                idle = Some(*id);
+                break;
             }
             let room = Schedule::new(position, positions, micro_batches).limit();
             let has_room = counts.forwards_out.saturating_sub(counts.backwards_out) < room;
@@ -132,8 +157,12 @@ impl Coordinator {
                 idle = Some(*id);
                 break;
             }
-            if let Some(before) = before.filter(|_| counts.forwards_in < sent) {
-                cut = Some((before, *id));
+            if counts.forwards_in < sent {
+                // Between the host and the first stage nothing gets lost without a word.
+                match before {
+                    Some(before) => cut = Some((before, *id)),
+                    None => idle = Some(*id),
+                }
                 break;
             }
             (sent, before) = (counts.forwards_out, Some(*id));
