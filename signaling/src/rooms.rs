@@ -24,6 +24,9 @@ use std::{
     time::Duration,
 };
 
+/// How long a room without anybody waits for its host.
+const EMPTY: Duration = Duration::from_secs(30);
+
 /// The number of the first member of a room.
 const FIRST: PeerId = PeerId(1);
 
@@ -477,7 +480,10 @@ impl Rooms {
             if parting == Parting::Meant || self.shutting_down {
                 return self.end_room(&name, now);
             }
-            room.host = Host::Away { until: now + self.timeouts.grace };
+            // Nobody waits in an empty room, and its host makes it anew under the same name.
+            let grace =
+                if room.members.is_empty() { EMPTY.min(self.timeouts.grace) } else { self.timeouts.grace };
+            room.host = Host::Away { until: now + grace };
         }
         for member in room.members.values().copied().collect::<Vec<_>>() {
             self.send(member, ServerMessage::PeerLeft { peer: id });

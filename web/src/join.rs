@@ -16,10 +16,13 @@ use baton_protocol::{
 };
 use baton_transport::browser::{Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
 use baton_web_api::{CacheInfo, DeviceState, ErrorAbout, FromWorker, StageInfo, ToWorker};
+use gloo::timers::callback::Timeout;
 use leptos::prelude::*;
 
 /// Attempts to reach the server before a person is asked.
 const MOST_ATTEMPTS: u32 = 4;
+/// A host whose page is closed is missed by the server well within this, one that lost its network when it was silent.
+const STILL_THERE_MS: u32 = 35_000;
 const HOST_LEFT: &str = "The host has left, and the room is closed. Thank you for lending this device.";
 const MAX_NAME_LEN: usize = 40;
 
@@ -85,6 +88,8 @@ struct Held {
     is_over: bool,
     /// The server cannot be heard any more: nobody would say that the host is back.
     is_cut_off: bool,
+    /// The server has lost the host too.
+    host_away: bool,
     /// The host's number since it came back to the room, until it makes an offer.
     returned: Option<PeerId>,
     me: Option<PeerId>,
@@ -243,20 +248,29 @@ impl Visit {
         self.connect(host);
     }
 
-    /// The host's page was loaded again: it knows nobody, and this device has its blocks still.
-    fn meet_again(&self, host: PeerId) {
+    /// The host's page was loaded again: it knows nobody, and this device has its blocks still. What stands is given up
+    /// only for an offer that opens with the room's secret.
+    fn meet_again(&self, host: PeerId, sealed: &str) {
+        let Some(mesh) = self.mesh_for(host) else { return };
+        mesh.receive(host, sealed);
+        if mesh.refused() > 0 {
+            return;
+        }
         self.error.set(None);
-        self.with(|held| {
-            held.mesh = None;
-        });
+        self.with(|held| (held.returned, held.host_away) = (None, false));
         self.say(&ToWorker::HostReturned { host }, Beside::Nothing);
-        self.connect(host);
+        self.adopt(mesh);
     }
 
     fn connect(&self, host: PeerId) {
-        let Some((Some(me), ice_servers)) = self.with(|held| (held.me, held.ice_servers.clone())) else {
-            return;
-        };
+        if let Some(mesh) = self.mesh_for(host) {
+            self.adopt(mesh);
+        }
+    }
+
+    fn mesh_for(&self, host: PeerId) -> Option<Mesh> {
+        let (me, ice_servers) = self.with(|held| (held.me, held.ice_servers.clone()))?;
+        let me = me?;
         let config = MeshConfig { me, host, secret: self.secret.get_value(), ice_servers };
         let visit = *self;
         let mesh = Mesh::new(
@@ -268,6 +282,10 @@ impl Visit {
             },
             move |event| visit.on_mesh(host, event),
         );
+        Some(mesh)
+    }
+
+    fn adopt(&self, mesh: Mesh) {
         let watch = browser::watch_pulse({
             let mesh = mesh.clone();
             move |pulse| mesh.set_pulse(pulse)
@@ -299,15 +317,17 @@ impl Visit {
             SignalEvent::HostReturned(host) => drop(self.with(|held| held.returned = Some(host))),
             // Its page may be closed, loaded again, or only out of the server's sight. The server says when the room is
             // over; until then what is loaded is kept.
-            SignalEvent::PeerLeft(peer) if self.host() == Some(peer) => {}
+            SignalEvent::PeerLeft(peer) if self.host() == Some(peer) => {
+                self.with(|held| held.host_away = true);
+            }
             SignalEvent::PeerLeft(peer) => {
                 if let Some(mesh) = self.mesh() {
                     mesh.left(peer);
                 }
             }
             SignalEvent::Relay { from, sealed } => {
-                if self.with(|held| held.returned.take_if(|host| *host == from)).flatten().is_some() {
-                    self.meet_again(from);
+                if self.with(|held| held.returned) == Some(Some(from)) {
+                    return self.meet_again(from, &sealed);
                 }
                 if let Some(mesh) = self.mesh() {
                     mesh.receive(from, &sealed);
@@ -341,9 +361,28 @@ impl Visit {
                     self.end(HOST_LEFT.into(), false);
                 }
             }
-            _ if connected => drop(self.with(|held| held.is_cut_off = true)),
+            _ if connected => {
+                self.with(|held| held.is_cut_off = true);
+                if !self.mesh().is_some_and(|mesh| mesh.has(mesh.host())) {
+                    self.end(error.to_string(), true);
+                }
+            }
             error => self.end(error.to_string(), true),
         }
+    }
+
+    /// The engine keeps what it has, and the host is met again when it comes back. One that never left the room has let
+    /// this device go: it asks for a place again.
+    fn wait_for_host(&self, host: PeerId) {
+        let (visit, number) = (*self, self.with(|held| held.number));
+        Timeout::new(STILL_THERE_MS, move || {
+            let waits = visit.with(|held| Some(held.number) == number && !held.host_away) == Some(true);
+            let met = visit.mesh().is_some_and(|mesh| mesh.host() != host || mesh.has(host));
+            if waits && !met {
+                visit.begin();
+            }
+        })
+        .forget();
     }
 
     fn host(&self) -> Option<PeerId> {
@@ -369,8 +408,9 @@ impl Visit {
                     self.end(HOST_LEFT.into(), false);
                 } else if is_cut_off || !self.is_in_room() {
                     self.end(format!("The host {reason}."), true);
+                } else {
+                    self.wait_for_host(host);
                 }
-                // Otherwise the engine keeps what it has, and the host is met again when it comes back.
             }
         }
     }

@@ -52,7 +52,9 @@ pub fn check(states: &[BlockBytes], settings: &Settings, config: &ModelConfig) -
     let spec = lora_spec(settings, config)?;
     for state in states {
         // A head is nobody's but the host's.
-        let found = BlockState::from_bytes(&spec, config, &state.bytes)?.block;
+        let own = BlockState::from_bytes(&spec, config, &state.bytes)?;
+        own.check_finite()?;
+        let found = own.block;
         if found != usize::from(state.block) {
             return Err(EngineError::OtherBlock { found, expected: state.block });
         }

@@ -61,7 +61,10 @@ pub enum Event {
         failure: Failure,
     },
     /// What [`Output::Fetch`] asked for is there, as far as it can be.
-    Fetched,
+    Fetched {
+        /// The blocks of that assignment.
+        blocks: Range<u16>,
+    },
     /// The host stands otherwise than before.
     Presence(Presence),
     /// The room has a host again, under this number: it may be the same one after a reload. What was loaded is kept, and
@@ -387,6 +390,7 @@ impl Stage {
                 self.ready_if_complete();
             }
             Event::Lost { peer, reason } if peer == self.host => {
+                self.links.clear();
                 self.host_gone(format!("The connection to the host was lost ({reason})."), now);
             }
             Event::HostReturned { host } => self.host_returned(host, now),
@@ -395,8 +399,8 @@ impl Stage {
             Event::Progress { loaded, total } => self.progress(loaded, total),
             Event::Done(done) => self.done(done, now),
             Event::JobFailed { reason, failure } => self.job_failed(reason, failure),
-            Event::Fetched => {
-                if let Some(blocks) = self.fetching.take() {
+            Event::Fetched { blocks } => {
+                if let Some(blocks) = self.fetching.take_if(|wanted| *wanted == blocks) {
                     self.send_host(Message::Warmed { blocks });
                 }
             }
@@ -425,6 +429,7 @@ impl Stage {
                 self.end(format!("The host did not come back within {} seconds.", self.patience.as_secs()));
             }
         } else if now >= self.heard + SILENCE {
+            // Its links may stand all the same, and it is greeted when it speaks again.
             self.host_gone(format!("The host has been silent for {} seconds.", SILENCE.as_secs()), now);
         } else if now >= self.heartbeat {
             self.heartbeat = now + HEARTBEAT;
@@ -492,7 +497,6 @@ impl Stage {
         // The blocks stay where they are; the plan is of a host that is gone, and with it every link.
         self.orphaned.get_or_insert(now);
         self.phase = Phase::Greeting;
-        self.links.clear();
         self.fetching = None;
         self.room = RoomState::Paused;
         if let Some(running) = &mut self.running {
@@ -506,6 +510,7 @@ impl Stage {
             return;
         }
         self.host_gone(String::new(), now);
+        self.links.clear();
         (self.host, self.orphaned, self.heard) = (host, None, now);
         self.host_presence = Presence::Present;
     }
@@ -518,6 +523,10 @@ impl Stage {
     fn message(&mut self, from: PeerId, message: Message, now: Duration) {
         if from == self.host {
             self.heard = now;
+            if self.orphaned.take().is_some() {
+                self.send_host(Message::Hello(self.device.clone()));
+                self.outputs.push_back(Output::Changed);
+            }
         }
         match message {
             Message::Forward { generation, step, micro_batch, tensor } => {
@@ -647,9 +656,9 @@ impl Stage {
         let worth_telling =
             loaded == total || loaded.saturating_sub(loading.progress.0).saturating_mul(100) >= total;
         let generation = loading.assign.generation;
-        if worth_telling
-            && self.running.as_ref().is_some_and(|job| job.generation == generation && !job.is_void)
-        {
+        // A load that this assignment waits for is a sign of life too.
+        let loads = self.running.as_ref().is_some_and(|job| matches!(job.kind, Kind::Load));
+        if worth_telling && loads {
             loading.progress = (loaded, total);
             self.send_host(Message::Progress { generation, loaded, total });
             self.outputs.push_back(Output::Changed);

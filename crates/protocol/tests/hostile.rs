@@ -254,7 +254,7 @@ fn a_stage_survives_any_messages_and_keeps_little() {
                 stage::Event::JobFailed { reason, failure }
             }
             17 => stage::Event::Presence(hostile.presence()),
-            18 => stage::Event::Fetched,
+            18 => stage::Event::Fetched { blocks: 0..2 },
             6..=15 if job.is_some() => {
                 let tensor = hostile.tensor();
                 let done = match job.take().expect("just seen") {

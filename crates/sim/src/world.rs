@@ -163,7 +163,7 @@ enum Event {
     Progress(PeerId, u64),
     /// Both ends give a connection up.
     Sever(usize),
-    Fetched(PeerId),
+    Fetched(PeerId, Range<u16>),
     /// A device's idle thread sends its pulse and looks who is silent.
     Beat(PeerId),
     Pulse {
@@ -615,7 +615,7 @@ impl<M: Model> World<M> {
             Event::Attach { conn, side } | Event::Frame { conn, side, .. } | Event::Broken { conn, side } => {
                 Some(self.seen_from(*conn, *side)[0])
             }
-            Event::Done(who, _) | Event::Progress(who, _) | Event::Fetched(who) | Event::Beat(who) => {
+            Event::Done(who, _) | Event::Progress(who, _) | Event::Fetched(who, _) | Event::Beat(who) => {
                 Some(*who)
             }
             Event::Pulse { to, .. } => Some(*to),
@@ -641,7 +641,7 @@ impl<M: Model> World<M> {
                 self.host(coordinator::Event::Progress { loaded, total: 100 });
             }
             Event::Progress(who, loaded) => self.stage(who, stage::Event::Progress { loaded, total: 100 }),
-            Event::Fetched(who) => self.stage(who, stage::Event::Fetched),
+            Event::Fetched(who, blocks) => self.stage(who, stage::Event::Fetched { blocks }),
             Event::Beat(who) => self.beat(who),
             Event::Pulse { from, to, pulse } => self.pulse(from, to, pulse),
             Event::Act(act) => self.act(act),

@@ -88,7 +88,7 @@ pub async fn run_stage<C: Channel + 'static>(
     let mut engine = Some(StageEngine::new(device));
     let mut jobs: FuturesUnordered<LocalBoxFuture<'_, Finished>> = FuturesUnordered::new();
     let questions = Rc::new(RefCell::new(Questions::default()));
-    let mut fetches: FuturesUnordered<LocalBoxFuture<'_, ()>> = FuturesUnordered::new();
+    let mut fetches: FuturesUnordered<LocalBoxFuture<'_, Range<u16>>> = FuturesUnordered::new();
     // Questions of others, and how many each has open.
     let mut answers: FuturesUnordered<LocalBoxFuture<'_, (PeerId, Message)>> = FuturesUnordered::new();
     let mut asked: BTreeMap<PeerId, usize> = BTreeMap::new();
@@ -139,12 +139,15 @@ pub async fn run_stage<C: Channel + 'static>(
                     let own = stage.assign().map_or(0..0, |own| own.blocks.clone());
                     let files = files(&assign, host, embedded.as_deref(), &cache, &inputs, &questions);
                     let worth = !matches!(cache, AnyCache::None);
+                    // The one before is not wanted any more.
+                    fetches.clear();
                     fetches.push(
                         async move {
                             // Best effort: what is not there then is fetched when it is loaded.
                             if let (Ok(files), true) = (files, worth) {
                                 let _ = fetch(&assign, own, &files).await;
                             }
+                            assign.blocks.clone()
                         }
                         .boxed_local(),
                     );
@@ -235,7 +238,7 @@ pub async fn run_stage<C: Channel + 'static>(
                 Input::Progress(loaded, total) => stage.handle(Event::Progress { loaded, total }, now()),
                 Input::Ask(peer, message) => net.send(peer, &message),
             },
-            () = fetches.select_next_some() => stage.handle(Event::Fetched, now()),
+            blocks = fetches.select_next_some() => stage.handle(Event::Fetched { blocks }, now()),
             (peer, answer) = answers.select_next_some() => {
                 if let Some(open) = asked.get_mut(&peer) {
                     *open = open.saturating_sub(1);

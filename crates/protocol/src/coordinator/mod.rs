@@ -560,10 +560,13 @@ impl Coordinator {
             }
             Message::Backward { generation, step, micro_batch, tensor } => {
                 let expected = open.front.expects_backward(micro_batch) && micro_batch < open.next_head;
-                if first && generation == current && step == open.step && expected {
-                    if open.grads.insert(micro_batch, tensor).is_none() {
-                        run.stir(now);
-                    }
+                if first
+                    && generation == current
+                    && step == open.step
+                    && expected
+                    && open.grads.insert(micro_batch, tensor).is_none()
+                {
+                    run.stir(now);
                 }
             }
             Message::StepDone { generation, step, grad_sum_of_squares, times }

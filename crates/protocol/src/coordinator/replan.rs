@@ -102,8 +102,9 @@ impl Coordinator {
                 (ready, rested, std::cmp::Reverse(*id))
             };
             let best = (0..spares.len()).max_by_key(|&index| fitness(&spares[index]));
-            // The neighbours have most of what they need; a spare that has to load all of it comes in later.
-            let best = best.filter(|&index| fitness(&spares[index]).0);
+            // One that still gets other blocks ready would have to finish that first: it comes in later.
+            let is_free = |id: &PeerId| self.peers.get(id).is_some_and(|peer| !peer.is_warming());
+            let best = best.filter(|&index| is_free(&spares[index]));
             *owner = best.map(|index| spares.swap_remove(index));
         }
         Shape { host: old.host.clone(), stages: close_gaps(stages) }

@@ -200,7 +200,7 @@ impl<M: Model> World<M> {
     /// There are no files here: only the time that it takes to fetch them.
     fn fetch(&mut self, who: PeerId, assign: &Assign) {
         let Pace::Modelled(costs) = self.room.pace else {
-            return self.schedule_within(1, Event::Fetched(who));
+            return self.schedule_within(1, Event::Fetched(who, assign.blocks.clone()));
         };
         let Some(node) = self.nodes.get_mut(&who) else { return };
         let missing = assign.blocks.clone().filter(|block| node.body.cached.insert(*block)).count();
@@ -209,7 +209,7 @@ impl<M: Model> World<M> {
         if let Some(trace) = &mut self.trace {
             trace.add(who, Doing::Receives(HOST), self.now..there);
         }
-        self.schedule(there, Event::Fetched(who));
+        self.schedule(there, Event::Fetched(who, assign.blocks.clone()));
     }
 
     fn stage_job(&mut self, who: PeerId, job: stage::Job) {
