@@ -3,7 +3,6 @@
 mod export;
 mod generate;
 mod inspect;
-#[cfg(feature = "join")]
 mod join;
 mod merge;
 mod report;
@@ -31,7 +30,6 @@ struct Arguments {
 enum Command {
     /// Train a LoRA adapter on a text.
     Train(train::Train),
-    #[cfg(feature = "join")]
     Join(join::Join),
     /// Say what a model is, whether all of it is there, and what it needs on 1, 2 and 4 phones.
     Inspect(inspect::Inspect),
@@ -49,7 +47,6 @@ fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     let done = match command {
         Command::Train(train) => futures::executor::block_on(train.run()),
-        #[cfg(feature = "join")]
         Command::Join(join) => join.run(),
         Command::Inspect(inspect) => futures::executor::block_on(inspect.run()),
         Command::Generate(generate) => futures::executor::block_on(generate.run()),

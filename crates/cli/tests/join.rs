@@ -1,5 +1,4 @@
 //! `baton join` in a room whose host is a process too: real sockets and real WebRTC, without a browser.
-#![cfg(feature = "join")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;

@@ -10,10 +10,6 @@ use std::process::Command;
 /// The target of the page.
 pub(crate) const WASM: &str = "wasm32-unknown-unknown";
 
-/// Of the default members, so that every layer builds the same: `baton join` is a feature, since it changes the features of
-/// what burn stands on, and burn would be built anew for whoever does not need it.
-pub(crate) const FEATURES: [&str; 2] = ["--features", "baton-cli/join"];
-
 /// `cargo`, in the workspace's root.
 pub(crate) fn cargo(workspace: &Workspace) -> Command {
     let mut command = child(workspace, "cargo");

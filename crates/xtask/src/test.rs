@@ -163,12 +163,12 @@ fn fmt(workspace: &Workspace, install: Install) -> Result<()> {
 fn clippy(workspace: &Workspace, install: Install) -> Result<()> {
     tools::clippy(install)?;
     let arguments = ["clippy", "--release", "--all-targets"];
-    process::run(cargo::cargo(workspace).args(arguments).args(cargo::FEATURES).args(["--", "-D", "warnings"]))
+    process::run(cargo::cargo(workspace).args(arguments).args(["--", "-D", "warnings"]))
 }
 
 fn native(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
     let arguments = ["test", "--release", "--no-fail-fast"];
-    cargo_test(cargo::cargo(workspace).args(arguments).args(cargo::FEATURES), counts)
+    cargo_test(cargo::cargo(workspace).args(arguments), counts)
 }
 
 fn build_page(workspace: &Workspace, install: Install) -> Result<()> {
@@ -275,7 +275,7 @@ pub(crate) fn prepare_tabs(workspace: &Workspace, install: Install, program: &mu
     }
     let browser = browser::browser(install)?;
     // The default members, as the layer `native` builds them: a package alone has other features, and burn is built anew.
-    process::run(cargo::cargo(workspace).args(["build", "--release", "--bins"]).args(cargo::FEATURES))?;
+    process::run(cargo::cargo(workspace).args(["build", "--release", "--bins"]))?;
     program.env("BATON_DIST", dist);
     program
         .env("BATON_SERVER", workspace.binary("baton-signaling"))
