@@ -33,7 +33,7 @@ const WORDS: [&str; 16] = [
 
 fn settings() -> Settings {
     Settings {
-        steps: 4,
+        steps: 12,
         batch_size: 4,
         micro_batches: 2,
         seq_len: 12,
@@ -210,7 +210,7 @@ fn faults_change_neither_losses_nor_the_adapter() {
     for seed in 0..120 {
         let peers = 1 + u32::try_from(seed % 4).unwrap();
         let mut world = world(Real { losses: losses.clone(), ..Real::new() }, peers, seed);
-        plan_faults(&mut world, 6);
+        plan_faults(&mut world, 10);
         world.settle().unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
         world.assert_equals_reference();
         let got = world.model.adapter(&states(&world));
