@@ -6,7 +6,7 @@ use baton_e2e::reference::{choose, compare, finish, one_process};
 use baton_e2e::{Browser, Server, Tab, TabOptions, join, model_folder};
 use std::time::{Duration, Instant};
 
-const STEPS: &str = "150";
+const STEPS: &str = "500";
 
 /// A host with so many CPU tabs, and the same run chosen as in one process.
 async fn room(server: &Server, browser: &Browser, tabs: usize) -> Result<(Tab, Vec<Tab>)> {
