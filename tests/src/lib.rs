@@ -1,7 +1,7 @@
-//! What the end-to-end tests share: a real server, real Chromium processes, and the page's elements by name.
+//! What the end-to-end tests share: a real server, real browser processes, and the page's elements by name.
 //!
 //! `cargo xtask test --only e2e` sets the environment: BATON_DIST (the built page), BATON_SERVER and BATON_CLI (the
-//! binaries), CHROMEDRIVER and CHROME.
+//! binaries), CHROMEDRIVER and CHROME, GECKODRIVER and FIREFOX.
 
 pub mod reference;
 
@@ -159,8 +159,17 @@ async fn find_line(process: &mut Child, wanted: &str) -> Result<String> {
     Ok(line)
 }
 
-/// chromedriver, of which every session is a Chromium process of its own.
+/// What a WebDriver drives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Chromium,
+    Firefox,
+}
+
+/// A WebDriver: chromedriver, of which every session is a Chromium process of its own, or geckodriver, which has one
+/// session at a time.
 pub struct Browser {
+    kind: Kind,
     driver: String,
     _process: Child,
 }
@@ -172,47 +181,48 @@ pub struct TabOptions {
     pub webgpu: bool,
     /// A phone's screen.
     pub phone: bool,
-    /// Runs in every document before its own scripts.
+    /// Runs in every document before its own scripts. Chromium only.
     pub script: Option<String>,
 }
 
 impl Browser {
     /// Starts chromedriver on a port of its own.
     pub async fn start() -> Result<Self> {
-        let mut process = Command::new(variable("CHROMEDRIVER")?)
+        Self::drive(Kind::Chromium).await
+    }
+
+    /// Starts geckodriver on a port of its own.
+    pub async fn firefox() -> Result<Self> {
+        Self::drive(Kind::Firefox).await
+    }
+
+    async fn drive(kind: Kind) -> Result<Self> {
+        let (driver, ready) = match kind {
+            Kind::Chromium => ("CHROMEDRIVER", "started successfully on port"),
+            Kind::Firefox => ("GECKODRIVER", "Listening on "),
+        };
+        let mut process = Command::new(variable(driver)?)
             .arg("--port=0")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .context("chromedriver does not start")?;
-        let line = find_line(&mut process, "started successfully on port").await?;
-        let port: u16 = line.chars().filter(char::is_ascii_digit).collect::<String>().parse()?;
-        Ok(Self { driver: format!("http://localhost:{port}"), _process: process })
+            .with_context(|| format!("{driver} does not start"))?;
+        let line = find_line(&mut process, ready).await?;
+        // `… on port 41234.` and `… on 127.0.0.1:41234`
+        let port = line.trim_end_matches('.').rsplit([' ', ':']).next().unwrap_or_default();
+        let port: u16 = port.parse().with_context(|| format!("no port in {line:?}"))?;
+        Ok(Self { kind, driver: format!("http://127.0.0.1:{port}"), _process: process })
     }
 
-    /// Opens a page in a Chromium process of its own.
+    /// Opens a page in a browser process of its own.
     pub async fn open(&self, url: &str, options: &TabOptions) -> Result<Tab> {
         let home = tempfile::tempdir()?;
-        let mut flags: Vec<String> = CHROMIUM_FLAGS.map(String::from).to_vec();
-        flags.push(format!("--user-data-dir={}", home.path().join("profile").display()));
-        flags.push(format!("--window-size={}", if options.phone { "390,844" } else { "1280,900" }));
-        if options.webgpu {
-            flags.push("--enable-unsafe-webgpu".into());
-        }
-        let chrome = json!({
-            "args": flags,
-            "binary": variable("CHROME")?,
-            "prefs": { "download.default_directory": home.path(), "download.prompt_for_download": false },
-        });
-        let Value::Object(capabilities) = json!({
-            "browserName": "chrome",
-            "goog:chromeOptions": chrome,
-            "goog:loggingPrefs": { "browser": "ALL" },
-            "unhandledPromptBehavior": "accept",
-        }) else {
-            bail!("capabilities are an object")
+        let capabilities = match self.kind {
+            Kind::Chromium => chromium(home.path(), options)?,
+            Kind::Firefox => firefox(home.path(), options)?,
         };
+        let Value::Object(capabilities) = capabilities else { bail!("capabilities are an object") };
         let client =
             ClientBuilder::new(HttpConnector::new()).capabilities(capabilities).connect(&self.driver).await?;
         let tab = Tab { client, home };
@@ -222,6 +232,53 @@ impl Browser {
         tab.client.goto(url).await?;
         Ok(tab)
     }
+}
+
+/// A Chromium that keeps everything in this folder.
+fn chromium(home: &Path, options: &TabOptions) -> Result<Value> {
+    let mut flags: Vec<String> = CHROMIUM_FLAGS.map(String::from).to_vec();
+    flags.push(format!("--user-data-dir={}", profile(home).display()));
+    flags.push(format!("--window-size={}", if options.phone { "390,844" } else { "1280,900" }));
+    if options.webgpu {
+        flags.push("--enable-unsafe-webgpu".into());
+    }
+    let chrome = json!({
+        "args": flags,
+        "binary": variable("CHROME")?,
+        "prefs": { "download.default_directory": home, "download.prompt_for_download": false },
+    });
+    Ok(json!({
+        "browserName": "chrome",
+        "goog:chromeOptions": chrome,
+        "goog:loggingPrefs": { "browser": "ALL" },
+        "unhandledPromptBehavior": "accept",
+    }))
+}
+
+/// A Firefox that keeps everything in this folder.
+fn firefox(home: &Path, options: &TabOptions) -> Result<Value> {
+    std::fs::create_dir(profile(home))?;
+    let (width, height) = if options.phone { ("390", "844") } else { ("1280", "900") };
+    let firefox = json!({
+        "args": ["-headless", "-profile", profile(home), "-width", width, "-height", height],
+        "binary": variable("FIREFOX")?,
+        "prefs": {
+            // Candidates as addresses: host names would be resolved by multicast on the network card.
+            "media.peerconnection.ice.obfuscate_host_addresses": false,
+            // The loopback is the only network that a test has a right to.
+            "media.peerconnection.ice.loopback": true,
+            "browser.download.folderList": 2,
+            "browser.download.dir": home,
+        },
+    });
+    Ok(
+        json!({ "browserName": "firefox", "moz:firefoxOptions": firefox, "unhandledPromptBehavior": "accept" }),
+    )
+}
+
+/// Where a browser has its profile, which no other process names.
+fn profile(home: &Path) -> PathBuf {
+    home.join("profile")
 }
 
 /// A Chrome DevTools command, through chromedriver.
@@ -252,7 +309,7 @@ impl WebDriverCompatibleCommand for Log {
     }
 }
 
-/// A page in a Chromium process of its own.
+/// A page in a browser process of its own.
 pub struct Tab {
     client: Client,
     home: tempfile::TempDir,
@@ -261,7 +318,7 @@ pub struct Tab {
 impl Drop for Tab {
     /// A test that failed leaves no browser behind that trains on and slows the others.
     fn drop(&mut self) {
-        let profile = format!("--user-data-dir={}", self.home.path().display());
+        let profile = profile(self.home.path()).display().to_string();
         // Nothing to kill is the usual case.
         let _ = std::process::Command::new("pkill").args(["-9", "-f", "--", &profile]).status();
     }

@@ -1,6 +1,6 @@
 //! The same run in one native process, and the comparison with it.
 
-use crate::{Tab, adapter_tensors, baton, model_folder, text_file};
+use crate::{Browser, Server, Tab, TabOptions, adapter_tensors, baton, model_folder, text_file};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
@@ -51,6 +51,24 @@ pub async fn one_process(steps: &str) -> Result<Reference> {
         losses: serde_json::from_value(report["losses"].clone())?,
         weights: std::fs::read(Path::new(&adapter).join("adapter_model.safetensors"))?,
     })
+}
+
+/// Has the host's page load the reference's model from the server, and chooses the same text and settings.
+pub async fn prepare(server: &Server, host: &Tab, steps: &str) -> Result<()> {
+    host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
+    host.click("#model-url-choice").await?;
+    host.fill("#model-url", &format!("{}models/stories260k", server.url)).await?;
+    host.click("#model-url-use").await?;
+    host.wait("#model", "text", 60, |text| text.contains("models/stories260k")).await?;
+    choose(host, steps, "f32").await
+}
+
+/// Opens a host's page that computes on the CPU, prepared for the reference's run.
+pub async fn prepared_host(server: &Server, browser: &Browser, steps: &str) -> Result<Tab> {
+    server.add("models/stories260k", &model_folder()?)?;
+    let host = browser.open(&format!("{}?backend=cpu", server.url), &TabOptions::default()).await?;
+    prepare(server, &host, steps).await?;
+    Ok(host)
 }
 
 /// Chooses the same text and settings on the host's page.

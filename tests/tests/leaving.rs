@@ -2,29 +2,18 @@
 //! are those of one process.
 
 use anyhow::{Result, ensure};
-use baton_e2e::reference::{choose, compare, finish, one_process};
-use baton_e2e::{Browser, Server, Tab, TabOptions, join, model_folder};
+use baton_e2e::reference::{compare, finish, one_process, prepare, prepared_host};
+use baton_e2e::{Browser, Server, Tab, TabOptions, join};
 use std::time::{Duration, Instant};
 
 const STEPS: &str = "500";
 
 /// A host with so many CPU tabs, and the same run chosen as in one process.
 async fn room(server: &Server, browser: &Browser, tabs: usize) -> Result<(Tab, Vec<Tab>)> {
-    server.add("models/stories260k", &model_folder()?)?;
-    let host = browser.open(&format!("{}?backend=cpu", server.url), &TabOptions::default()).await?;
-    prepare(server, &host, STEPS).await?;
+    let host = prepared_host(server, browser, STEPS).await?;
     let tabs = join(browser, &host, tabs, &TabOptions::default()).await?;
     host.wait_for_devices(tabs.len(), 60).await?;
     Ok((host, tabs))
-}
-
-async fn prepare(server: &Server, host: &Tab, steps: &str) -> Result<()> {
-    host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
-    host.click("#model-url-choice").await?;
-    host.fill("#model-url", &format!("{}models/stories260k", server.url)).await?;
-    host.click("#model-url-use").await?;
-    host.wait("#model", "text", 60, |text| text.contains("models/stories260k")).await?;
-    choose(host, steps, "f32").await
 }
 
 async fn steps(host: &Tab) -> Result<usize> {

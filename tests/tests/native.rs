@@ -1,21 +1,8 @@
 //! `baton join` beside tabs: the losses and the adapter are those of one process, and who leaves costs no step.
 
 use anyhow::{Context, Result, ensure};
-use baton_e2e::reference::{choose, compare, finish, one_process};
-use baton_e2e::{Browser, NativePeer, Server, Tab, TabOptions, join, model_folder};
-
-/// A host on the CPU with the reference's model from the server, its text and its settings.
-async fn prepared_host(server: &Server, browser: &Browser, steps: &str) -> Result<Tab> {
-    server.add("models/stories260k", &model_folder()?)?;
-    let host = browser.open(&format!("{}?backend=cpu", server.url), &TabOptions::default()).await?;
-    host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
-    host.click("#model-url-choice").await?;
-    host.fill("#model-url", &format!("{}models/stories260k", server.url)).await?;
-    host.click("#model-url-use").await?;
-    host.wait("#model", "text", 60, |text| text.contains("models/stories260k")).await?;
-    choose(&host, steps, "f32").await?;
-    Ok(host)
-}
+use baton_e2e::reference::{compare, finish, one_process, prepared_host};
+use baton_e2e::{Browser, NativePeer, Server, TabOptions, join};
 
 #[tokio::test]
 async fn a_native_peer_beside_a_tab_equals_one_process() -> Result<()> {
