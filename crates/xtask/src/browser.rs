@@ -1,7 +1,8 @@
-//! The browser that the tests drive: found where it is, installed where that is simple, asked for elsewhere.
+//! The browsers that the tests drive: found where they are, installed where that is simple, asked for elsewhere.
 
 use crate::process;
-use crate::tools::Install;
+use crate::tools::{self, Install};
+use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use std::env;
 use std::fs;
@@ -17,6 +18,9 @@ const APPS: [&str; 2] = [
 const DRIVER_DIRS: [&str; 3] =
     ["/usr/lib/chromium", "/usr/lib/chromium-browser", "/usr/lib64/chromium-browser"];
 
+const FIREFOX_NAMES: [&str; 2] = ["firefox-esr", "firefox"];
+const FIREFOX_APPS: [&str; 1] = ["/Applications/Firefox.app/Contents/MacOS/firefox"];
+
 /// What every test browser is started with. Without the last, WebRTC's candidates are host names that only multicast on
 /// a real network resolves.
 const FLAGS: [&str; 8] = [
@@ -30,7 +34,7 @@ const FLAGS: [&str; 8] = [
     "--disable-features=WebRtcHideLocalIpsWithMdns",
 ];
 
-/// A browser and the driver that speaks WebDriver for it.
+/// Chromium or Chrome and the driver that speaks WebDriver for it.
 #[derive(Debug)]
 pub(crate) struct Browser {
     /// Chromium or Chrome.
@@ -44,19 +48,57 @@ pub(crate) fn browser(install: Install) -> Result<Browser> {
     if let Some(browser) = find()? {
         return check(browser);
     }
+    install_debians(install, "Chromium or its chromedriver", &["chromium", "chromium-driver"], advice)?;
+    match find()? {
+        Some(browser) => check(browser),
+        None => bail!("apt-get installed no Chromium that runs: {}", advice(true)),
+    }
+}
+
+/// Firefox and the driver that speaks WebDriver for it.
+pub(crate) struct Firefox {
+    /// Firefox itself.
+    pub(crate) firefox: PathBuf,
+    /// geckodriver.
+    pub(crate) driver: PathBuf,
+}
+
+/// Finds Firefox, or installs Debian's where we are root; geckodriver, which Debian does not have, comes from crates.io.
+pub(crate) fn firefox(workspace: &Workspace, install: Install) -> Result<Firefox> {
+    let find = || program("FIREFOX", &FIREFOX_NAMES, &FIREFOX_APPS);
+    let firefox = match find()? {
+        Some(firefox) => firefox,
+        None => {
+            install_debians(install, "Firefox", &["firefox-esr"], firefox_advice)?;
+            find()?.with_context(|| {
+                format!("apt-get installed no Firefox that runs: {}", firefox_advice(true))
+            })?
+        }
+    };
+    let driver = match from_environment("GECKODRIVER")? {
+        Some(driver) => driver,
+        None => tools::geckodriver(workspace, install)?,
+    };
+    Ok(Firefox { firefox, driver })
+}
+
+/// Installs packages of Debian where that is possible, and otherwise fails with what to type.
+fn install_debians(
+    install: Install,
+    what: &str,
+    packages: &[&str],
+    advice: fn(bool) -> &'static str,
+) -> Result<()> {
     let debian = on_path("apt-get").is_some() && Path::new("/etc/debian_version").exists();
     let root = process::output(Command::new("id").arg("-u")).as_deref() == Some("0");
     if install == Install::Forbidden || !debian || !root {
-        bail!("Chromium or its chromedriver is missing: {}", advice(debian));
+        bail!("{what} is missing: {}", advice(debian));
     }
-    println!("   Chromium or its chromedriver is missing: installing Debian's");
+    println!("   {what} is missing: installing Debian's");
     process::run(Command::new("apt-get").arg("update"))?;
-    let packages = ["install", "-y", "--no-install-recommends", "chromium", "chromium-driver"];
-    process::run(Command::new("apt-get").args(packages).env("DEBIAN_FRONTEND", "noninteractive"))?;
-    match find()? {
-        Some(browser) => check(browser),
-        None => bail!("apt-get installed no Chromium that runs: {}", advice(debian)),
-    }
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "-y", "--no-install-recommends"]).args(packages);
+    process::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 /// Writes the capabilities that wasm-bindgen's test runner asks its browser for.
@@ -68,14 +110,7 @@ pub(crate) fn write_capabilities(browser: &Browser, file: &Path) -> Result<()> {
 }
 
 fn find() -> Result<Option<Browser>> {
-    let chrome = match from_environment("CHROME")? {
-        Some(chrome) => Some(chrome),
-        None => {
-            let app = || APPS.iter().map(PathBuf::from).find(|app| app.is_file());
-            NAMES.iter().find_map(|name| on_path(name)).or_else(app)
-        }
-    };
-    let Some(chrome) = chrome else { return Ok(None) };
+    let Some(chrome) = program("CHROME", &NAMES, &APPS)? else { return Ok(None) };
     let driver = match from_environment("CHROMEDRIVER")? {
         Some(driver) => Some(driver),
         None => {
@@ -86,6 +121,13 @@ fn find() -> Result<Option<Browser>> {
         }
     };
     Ok(driver.map(|driver| Browser { chrome, driver }))
+}
+
+/// A program named by a variable, or one of these names, or one of these files.
+fn program(variable: &str, names: &[&str], files: &[&str]) -> Result<Option<PathBuf>> {
+    let named = from_environment(variable)?;
+    let file = || files.iter().map(PathBuf::from).find(|file| file.is_file());
+    Ok(named.or_else(|| names.iter().find_map(|name| on_path(name))).or_else(file))
 }
 
 /// A program named by a variable. That it was named and is not there is an error, not a reason to take another.
@@ -132,6 +174,16 @@ fn advice(debian: bool) -> &'static str {
     } else {
         "install both (Fedora: `dnf install chromium chromedriver`, Arch: `pacman -S chromium`), \
          or name them with CHROME and CHROMEDRIVER"
+    }
+}
+
+fn firefox_advice(debian: bool) -> &'static str {
+    if debian {
+        "`sudo apt-get install firefox-esr`"
+    } else if cfg!(target_os = "macos") {
+        "`brew install --cask firefox`"
+    } else {
+        "install it (Fedora: `dnf install firefox`, Arch: `pacman -S firefox`), or name it with FIREFOX"
     }
 }
 

@@ -263,6 +263,8 @@ fn run_module(
 fn end_to_end(workspace: &Workspace, install: Install, counts: &mut Counts) -> Result<()> {
     let mut tests = cargo::cargo(workspace);
     tests.args(["test", "--release", "--no-fail-fast", "--package", "baton-e2e", "--", "--test-threads=1"]);
+    let firefox = browser::firefox(workspace, install)?;
+    tests.env("FIREFOX", &firefox.firefox).env("GECKODRIVER", &firefox.driver);
     prepare_tabs(workspace, install, &mut tests)?;
     cargo_test(&mut tests, counts)
 }

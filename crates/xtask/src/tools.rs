@@ -6,12 +6,13 @@ use crate::workspace::Workspace;
 use anyhow::{Result, bail};
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 /// The last trunk that our toolchain builds: 0.22 wants rustc 1.96.
 const TRUNK_VERSION: &str = "0.21.14";
+const GECKODRIVER_VERSION: &str = "0.37.1";
 const CARGO_FUZZ_VERSION: &str = "0.13.2";
 
 /// Whether what is missing may be installed.
@@ -65,6 +66,12 @@ pub(crate) fn wasm_bindgen(workspace: &Workspace, install: Install) -> Result<()
 /// trunk.
 pub(crate) fn trunk(workspace: &Workspace, install: Install) -> Result<()> {
     cargo_tool(workspace, install, "trunk", &["trunk"], TRUNK_VERSION, 4)
+}
+
+/// The driver of Firefox.
+pub(crate) fn geckodriver(workspace: &Workspace, install: Install) -> Result<PathBuf> {
+    cargo_tool(workspace, install, "geckodriver", &["geckodriver"], GECKODRIVER_VERSION, 2)?;
+    Ok(workspace.tool("geckodriver"))
 }
 
 /// cargo-fuzz, and the nightly toolchain that it needs.

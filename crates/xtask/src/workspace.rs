@@ -11,7 +11,7 @@ pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     /// Cargo's target directory: the one that this very program was built into.
     pub(crate) target: PathBuf,
-    /// Where wasm-bindgen and trunk are installed; shared by all clones.
+    /// Where wasm-bindgen, trunk and the like are installed; shared by all clones.
     pub(crate) tools: PathBuf,
 }
 
