@@ -3,6 +3,7 @@
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
 use crate::run::{ModelSource, Settings};
+use baton_plan::DeviceProfile;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::time::Duration;
@@ -25,6 +26,33 @@ pub enum Message {
     Warmed {
         /// Which blocks.
         blocks: Range<u16>,
+    },
+    /// The host has a device measure itself for a run, before any of the model is fetched.
+    Measure(Box<Measure>),
+    /// The answer.
+    Measured {
+        /// The number of the question.
+        id: u32,
+        /// What it found, or why it could not, in words.
+        profile: Result<Box<DeviceProfile>, String>,
+    },
+    /// The host times a link: so many bytes there, so many back.
+    Probe {
+        /// Chosen by the host.
+        id: u32,
+        /// Bytes of padding wanted in the answer, at most [`MAX_PROBE`].
+        want: u32,
+        /// They mean nothing.
+        #[serde(with = "serde_bytes")]
+        padding: Vec<u8>,
+    },
+    /// The answer, at once.
+    Probed {
+        /// The number of the question.
+        id: u32,
+        /// They mean nothing.
+        #[serde(with = "serde_bytes")]
+        padding: Vec<u8>,
     },
     /// A stage fetches its blocks.
     Progress {
@@ -156,6 +184,22 @@ pub enum Message {
     },
 }
 
+/// The most bytes of padding that a probe of a link asks for.
+pub const MAX_PROBE: u32 = 256 << 10;
+
+/// What a device is to measure itself on: blocks of these shapes, filled with numbers of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measure {
+    /// The number of the question.
+    pub id: u32,
+    /// The model's `config.json`.
+    pub config: String,
+    /// Those of the run: samples of a micro-batch, tokens, adapters, how weights are kept.
+    pub settings: Settings,
+    /// Bytes that the whole model would take on one device. Whether there are more is not worth finding out.
+    pub most: u64,
+}
+
 /// Why a stage cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
@@ -168,13 +212,13 @@ pub enum Fault {
     Input(PeerId),
 }
 
-/// How long the passes of one step took on a stage, the sum over its micro-batches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How long the passes of one step took on a stage, one for each micro-batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// Forward passes.
-    pub forward: Duration,
+    pub forward: Vec<Duration>,
     /// Backward passes.
-    pub backward: Duration,
+    pub backward: Vec<Duration>,
 }
 
 /// How far a stage is within its open step, in micro-batches.
@@ -311,7 +355,9 @@ impl Message {
             | Self::Applied { .. }
             | Self::Infer { .. }
             | Self::ChunkRead { .. }
-            | Self::File { .. } => Lane::Bulk,
+            | Self::File { .. }
+            | Self::Probe { .. }
+            | Self::Probed { .. } => Lane::Bulk,
             _ => Lane::Control,
         }
     }

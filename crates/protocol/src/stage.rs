@@ -6,9 +6,12 @@
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::link::Lane;
-use crate::message::{Assign, BlockBytes, Counts, Device, Fault, Message, RoomState, Times};
+use crate::message::{
+    Assign, BlockBytes, Counts, Device, Fault, MAX_PROBE, Measure, Message, RoomState, Times,
+};
 use crate::pulse::Presence;
 use crate::schedule::{Schedule, Work};
+use baton_plan::DeviceProfile;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -149,6 +152,8 @@ pub enum Job {
         /// `[batch, time, hidden]`.
         tensor: Boundary,
     },
+    /// Measure this device; what is loaded stays.
+    Measure(Box<Measure>),
 }
 
 /// What a job gave.
@@ -166,6 +171,8 @@ pub enum Done {
     Apply(Vec<BlockBytes>),
     /// [`Job::Infer`]: hidden states.
     Infer(Boundary),
+    /// [`Job::Measure`].
+    Measure(Box<DeviceProfile>),
 }
 
 /// What a person sees of a stage.
@@ -209,6 +216,8 @@ pub struct Stage {
     orphaned: Option<Duration>,
     /// Blocks whose files are being fetched beside the work.
     fetching: Option<Range<u16>>,
+    /// What it is to measure itself on next.
+    measure: Option<Box<Measure>>,
 }
 
 #[derive(Debug)]
@@ -250,6 +259,8 @@ enum Kind {
     GradNorm,
     Apply,
     Infer(u32),
+    /// The number of the question.
+    Measure(u32),
 }
 
 #[derive(Debug)]
@@ -364,6 +375,7 @@ impl Stage {
             patience: Duration::ZERO,
             orphaned: None,
             fetching: None,
+            measure: None,
         }
     }
 
@@ -497,7 +509,7 @@ impl Stage {
         // The blocks stay where they are; the plan is of a host that is gone, and with it every link.
         self.orphaned.get_or_insert(now);
         self.phase = Phase::Greeting;
-        self.fetching = None;
+        (self.fetching, self.measure) = (None, None);
         self.room = RoomState::Paused;
         if let Some(running) = &mut self.running {
             running.is_void = true;
@@ -561,6 +573,11 @@ impl Stage {
             Message::Welcome(_) if matches!(self.phase, Phase::Greeting) => {
                 self.phase = Phase::Waiting;
                 self.outputs.push_back(Output::Changed);
+            }
+            Message::Measure(measure) => self.measure = Some(measure),
+            Message::Probe { id, want, .. } => {
+                let padding = vec![0; want.min(MAX_PROBE) as usize];
+                self.send_host(Message::Probed { id, padding });
             }
             Message::Assign(assign) => self.assigned(*assign),
             Message::Warm(assign) => self.warmed(assign),
@@ -705,6 +722,10 @@ impl Stage {
             return;
         }
         let (generation, next) = match &mut self.phase {
+            Phase::Greeting | Phase::Ended(_) => return,
+            _ if let Some(measure) = self.measure.take() => {
+                (Generation(0), Some((Kind::Measure(measure.id), Job::Measure(measure))))
+            }
             Phase::Loading(loading) if !loading.queued => {
                 loading.queued = true;
                 let assign = Box::new(loading.assign.clone());
@@ -721,6 +742,9 @@ impl Stage {
 
     fn job_failed(&mut self, reason: String, failure: Failure) {
         let Some(Running { generation, kind, is_void: false, .. }) = self.running.take() else { return };
+        if let Kind::Measure(id) = kind {
+            return self.send_host(Message::Measured { id, profile: Err(reason) });
+        }
         let Some(assign) = self.current().filter(|assign| assign.generation == generation) else { return };
         let fault = match (failure, kind) {
             (Failure::Input, Kind::Forward(_) | Kind::Infer(_)) => Fault::Input(assign.prev),
@@ -736,6 +760,9 @@ impl Stage {
     fn done(&mut self, done: Done, now: Duration) {
         let Some(Running { generation, kind, since, is_void: false }) = self.running.take() else { return };
         let (host, took) = (self.host, now.saturating_sub(since));
+        if let (Kind::Measure(id), Done::Measure(profile)) = (kind, &done) {
+            return self.send_host(Message::Measured { id, profile: Ok(profile.clone()) });
+        }
         match &mut self.phase {
             // A load of an assignment before this one leaves this one queued.
             Phase::Loading(loading) if loading.assign.generation == generation && loading.queued => {
@@ -746,11 +773,11 @@ impl Stage {
                 let (step, prev, next) = (working.step, working.assign.prev, working.assign.next);
                 match (kind, done) {
                     (Kind::Forward(micro_batch), Done::Forward(tensor)) => {
-                        working.times.forward = working.times.forward.saturating_add(took);
+                        working.times.forward.push(took);
                         self.send(next, Message::Forward { generation, step, micro_batch, tensor });
                     }
                     (Kind::Backward(micro_batch), Done::Backward(tensor)) => {
-                        working.times.backward = working.times.backward.saturating_add(took);
+                        working.times.backward.push(took);
                         self.send(prev, Message::Backward { generation, step, micro_batch, tensor });
                     }
                     (Kind::GradNorm, Done::GradNorm(grad_sum_of_squares)) => {

@@ -15,11 +15,11 @@ mod watch;
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::link::Lane;
-use crate::message::{BlockBytes, Device, Message, RoomState, Times};
+use crate::message::{BlockBytes, Device, Measure, Message, RoomState, Times};
 use crate::pulse::Presence;
 use crate::run::{ModelSource, Settings};
 use crate::stage::{Failure, HEARTBEAT};
-use baton_plan::ModelProfile;
+use baton_plan::{HostProfile, ModelProfile};
 use state::{Drive, End, Kind, Peer, Run};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -216,6 +216,8 @@ pub enum Job {
         /// `[batch, time, hidden]`.
         tensor: Boundary,
     },
+    /// Measure the host's own device for a run, as its peers do.
+    Measure(Box<Measure>),
 }
 
 /// What a job gave.
@@ -247,6 +249,8 @@ pub enum Done {
         /// At its end, or as long as was asked for.
         done: bool,
     },
+    /// [`Job::Measure`].
+    Measure(Box<HostProfile>),
 }
 
 /// A committed step.
@@ -611,7 +615,8 @@ impl Coordinator {
         let Some(blocks) = run.plan.shape.blocks_of(from) else { return };
         let passes = f64::from(run.start.settings.micro_batches) * blocks.len() as f64;
         if let Some(peer) = self.peers.get_mut(&from) {
-            peer.pace.add(times.forward.as_secs_f64() / passes, times.backward.as_secs_f64() / passes);
+            let sum = |times: &[Duration]| times.iter().map(Duration::as_secs_f64).sum::<f64>();
+            peer.pace.add(sum(&times.forward) / passes, sum(&times.backward) / passes);
         }
     }
 
