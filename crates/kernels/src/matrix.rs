@@ -51,6 +51,33 @@ impl FrozenMatrix {
         builder.finish()
     }
 
+    /// A matrix `[rows, columns]` that repeats the rows of `values`, which are in row-major order: cheap to make at any
+    /// size, for where the numbers do not matter.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FrozenBuilder`].
+    pub fn repeated(
+        storage: Storage,
+        values: &[f32],
+        [rows, columns]: [usize; 2],
+        device: &Device,
+    ) -> Result<Self, KernelError> {
+        let mut builder = FrozenBuilder::new(storage, [rows, columns], device)?;
+        builder.push(values)?;
+        if builder.packed.is_empty() || !builder.row.is_empty() {
+            return Err(builder.count());
+        }
+        let words = rows * builder.layout.stride();
+        while builder.packed.len() < words {
+            // Whole rows: a copy begins where they begin.
+            let copied = builder.packed.len().min(words - builder.packed.len());
+            builder.packed.extend_from_within(..copied);
+        }
+        builder.found = rows * columns;
+        builder.finish()
+    }
+
     /// A matrix in [`Storage::F32`] from a tensor `[rows, columns]`, taken out of any graph.
     pub fn from_tensor(tensor: Tensor<2>) -> Self {
         Self { weights: Weights::Plain(tensor.without_autodiff()) }

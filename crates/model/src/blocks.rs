@@ -58,6 +58,18 @@ impl Blocks {
         Ok(Self { config: config.clone(), start: range.start, blocks })
     }
 
+    /// One block with numbers of no meaning, to measure a device on: block 1, as most are, whose input has a gradient.
+    ///
+    /// # Errors
+    ///
+    /// When a weight is too large for the device.
+    pub fn made_up(config: &ModelConfig, storage: Storage, device: &Device) -> Result<Self, ModelError> {
+        let parts = load::made_up(&block_tensors(config, 1), storage, device)?;
+        let parts = parts.into_iter().map(|(part, matrix)| (part, Weight::Frozen(matrix)));
+        let block = Block::new(config, parts.collect());
+        Ok(Self { config: config.clone(), start: 1, blocks: vec![block] })
+    }
+
     /// Those of them that are in `range`; the memory of the others is free then.
     #[must_use]
     pub fn within(mut self, range: Range<usize>) -> Self {

@@ -1,5 +1,7 @@
 //! The ends of a model: what makes hidden states of tokens, and what makes logits and a loss of hidden states. Frozen.
 
+use std::collections::BTreeMap;
+
 use baton_formats::config::NormKind;
 use baton_formats::{EndPart, Files, ModelConfig, TensorIndex, end_tensors};
 use baton_kernels::{FrozenMatrix, Storage};
@@ -47,7 +49,24 @@ impl Ends {
         mut on_bytes: impl FnMut(u64),
     ) -> Result<Self, ModelError> {
         let mut reader = Reader { files, index, storage, device, on_bytes: &mut on_bytes };
-        let mut parts = reader.read(&end_tensors(config)).await?;
+        let parts = reader.read(&end_tensors(config)).await?;
+        Self::new(config, parts, device)
+    }
+
+    /// The ends with numbers of no meaning, to measure a device on.
+    ///
+    /// # Errors
+    ///
+    /// When a weight is too large for the device.
+    pub fn made_up(config: &ModelConfig, storage: Storage, device: &Device) -> Result<Self, ModelError> {
+        Self::new(config, load::made_up(&end_tensors(config), storage, device)?, device)
+    }
+
+    fn new(
+        config: &ModelConfig,
+        mut parts: BTreeMap<EndPart, FrozenMatrix>,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         let embedding = parts.remove(&EndPart::Embedding);
         let embedding = embedding.ok_or_else(|| ModelError::MissingTensor("the embedding".to_owned()))?;
         let head = parts.remove(&EndPart::LanguageHead);

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use baton_formats::{BlockPart, EndPart, Files, HeadPart, TensorEntry, TensorIndex, TensorSpec};
 use baton_kernels::{FrozenBuilder, FrozenMatrix, KernelError, Storage};
 use burn::tensor::{Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use crate::ModelError;
 
@@ -160,6 +162,35 @@ impl<'a, P: Part> Filling<'a, P> {
         finish().map_err(|error| ModelError::of_tensor(&self.name, error))?;
         self.builder.finish().map_err(|error| ModelError::of_tensor(&self.name, error))
     }
+}
+
+/// Tensors of these shapes with numbers of no meaning, made without any file. They are of a size that keeps what passes
+/// through them about as large as it is.
+///
+/// # Errors
+///
+/// When one is too large for the device.
+pub(crate) fn made_up<P: Part>(
+    specs: &[TensorSpec<P>],
+    storage: Storage,
+    device: &Device,
+) -> Result<BTreeMap<P, FrozenMatrix>, ModelError> {
+    /// So few rows are quick to pack, and enough that no two neighbours are the same.
+    const DRAWN: usize = 61;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut matrix = |spec: &TensorSpec<P>| {
+        let [rows, columns] = dims(spec);
+        let (middle, spread) = match spec.shape.len() {
+            1 => (1.0, 0.1),
+            _ => (0.0, (3.0 / columns as f32).sqrt()),
+        };
+        let drawn = rows.min(DRAWN).saturating_mul(columns);
+        let values: Vec<f32> =
+            (0..drawn).map(|_| middle + spread * (2.0 * rng.random::<f32>() - 1.0)).collect();
+        let made = FrozenMatrix::repeated(spec.part.storage(storage), &values, [rows, columns], device);
+        Ok((spec.part, made.map_err(|error| ModelError::of_tensor(spec.name(), error))?))
+    };
+    specs.iter().map(&mut matrix).collect()
 }
 
 /// The tensor of a matrix that is kept as f32.
