@@ -1,6 +1,7 @@
 //! What the page asks of its browser: address, storage, clipboard, downloads, wake lock, WebGPU.
 
 use baton_protocol::{pulse::Pulse, room::RoomSecret};
+use baton_web_api::Visit;
 use gloo::{
     events::EventListener,
     storage::{LocalStorage, SessionStorage, Storage},
@@ -10,7 +11,8 @@ use js_sys::{Array, ArrayBuffer, Function, Promise, Reflect};
 use leptos::prelude::{document, window};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
 };
 use wasm_bindgen::{JsCast, JsValue};
@@ -19,6 +21,9 @@ use wasm_bindgen_futures::{JsFuture, spawn_local};
 const ROOM_KEY: &str = "baton.room";
 const CLAIM_KEY: &str = "baton.claim";
 const KEPT_ROOM_KEY: &str = "baton.kept-room";
+const VISITS_KEY: &str = "baton.visits";
+/// So many visits are remembered.
+const MOST_VISITS: usize = 32;
 
 /// Reads what [`store`] wrote; whatever is unreadable counts as nothing.
 pub(crate) fn stored<T: DeserializeOwned>(key: &str) -> Option<T> {
@@ -28,6 +33,36 @@ pub(crate) fn stored<T: DeserializeOwned>(key: &str) -> Option<T> {
 /// Keeps a value for the next visit, where the browser allows it.
 pub(crate) fn store<T: Serialize>(key: &str, value: &T) {
     LocalStorage::set(key, value).ok();
+}
+
+/// This visit to the page, which begins with the first call, and which of those before were left.
+///
+/// Nothing is told to a page whose process is killed, so each visit notes down when it goes out of sight or ends: one that
+/// broke off in plain sight was killed.
+pub(crate) fn visit() -> Visit {
+    thread_local!(static VISIT: OnceCell<Visit> = const { OnceCell::new() });
+    VISIT.with(|visit| visit.get_or_init(begin_visit).clone())
+}
+
+fn begin_visit() -> Visit {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // whole and positive for long
+    let number = js_sys::Date::now() as u64;
+    let before: BTreeMap<u64, bool> = stored(VISITS_KEY).unwrap_or_default();
+    let note = move |left: bool| {
+        let mut visits: BTreeMap<u64, bool> = stored(VISITS_KEY).unwrap_or_default();
+        visits.insert(number, left);
+        while visits.len() > MOST_VISITS {
+            visits.pop_first();
+        }
+        store(VISITS_KEY, &visits);
+    };
+    let hidden = || document().hidden();
+    note(hidden());
+    // For as long as the page lives.
+    EventListener::new(&document(), "visibilitychange", move |_| note(hidden())).forget();
+    EventListener::new(&window(), "pagehide", move |_| note(true)).forget();
+    EventListener::new(&window(), "pageshow", move |_| note(hidden())).forget();
+    Visit { number, left: before.into_iter().filter(|(_, left)| *left).map(|(number, _)| number).collect() }
 }
 
 /// The part of the address after `#`.

@@ -243,7 +243,8 @@ impl Visit {
     /// Begins to connect from the place in the room.
     fn enter(&self, me: PeerId, host: PeerId, ice_servers: Vec<IceServer>) {
         self.stand.set(Stand::Connecting);
-        self.say(&ToWorker::Join { name: self.name.get_untracked(), host, me }, Beside::Nothing);
+        let (name, visit) = (self.name.get_untracked(), browser::visit());
+        self.say(&ToWorker::Join { name, host, me, visit }, Beside::Nothing);
         self.with(|held| (held.me, held.ice_servers) = (Some(me), ice_servers));
         self.connect(host);
     }

@@ -39,6 +39,10 @@ impl Environment for Clock {
     async fn breathe(&self) {
         tokio::task::yield_now().await;
     }
+
+    async fn memory(&self, most: u64, _held: u64) -> u64 {
+        most
+    }
 }
 
 type HostInputs = Inputs<NativeChannel, HostCommand>;

@@ -2,10 +2,11 @@
 
 use crate::evaluate::Judgement;
 use crate::host::{HostEngine, Requests};
+use crate::node::Environment;
 use baton_protocol::coordinator::{Coordinator, Event, Output, RunPhase, Start, StepReport};
 use baton_protocol::message::{BlockBytes, Device};
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a run leaves.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ pub async fn train(
     mut on_step: impl FnMut(Told<'_>) -> ControlFlow<()>,
 ) -> Outcome {
     let clock = Instant::now();
+    let here = Here(clock);
     let device = Device { name: "this process".into(), backend: "CPU".into() };
     let mut coordinator = Coordinator::new(device, clock.elapsed());
     coordinator.handle(Event::Start(Box::new(start)), clock.elapsed());
@@ -48,7 +50,7 @@ pub async fn train(
     };
     while let Some(output) = coordinator.poll() {
         let event = match output {
-            Output::Job(job) => match engine.run(job, |_, _| {}).await {
+            Output::Job(job) => match engine.run(job, &here, |_, _| {}).await {
                 Ok(done) => Some(Event::Done(done)),
                 Err(error) => Some(Event::JobFailed { reason: error.in_words(), failure: error.failure() }),
             },
@@ -78,4 +80,21 @@ pub async fn train(
         _ => None,
     };
     Outcome { states: coordinator.states().cloned().collect(), steps: coordinator.committed().0, failed }
+}
+
+/// A process that nobody waits for.
+#[derive(Clone)]
+struct Here(Instant);
+
+impl Environment for Here {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    async fn breathe(&self) {}
+
+    /// There is no other device that what does not fit could go to.
+    async fn memory(&self, most: u64, _held: u64) -> u64 {
+        most
+    }
 }

@@ -4,8 +4,10 @@ use baton_formats::{
     ChatError, ConfigError, DatasetError, FilesError, ManifestError, PeftError, TokenizerError, WeightsError,
 };
 use baton_model::ModelError;
+use baton_plan::BadProfile;
 use baton_protocol::codec::CodecError;
 use baton_protocol::ids::Step;
+use baton_protocol::run::SettingsError;
 use baton_protocol::stage::Failure;
 
 /// An error of this crate.
@@ -96,6 +98,27 @@ pub enum EngineError {
         found: usize,
         /// Tokens that can be read.
         most: usize,
+    },
+    /// Settings that make no sense.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The clock gave times that are none.
+    #[error(transparent)]
+    Times(#[from] BadProfile),
+    /// Not even a block of the model goes here.
+    #[error(
+        "{what} of this model needs {} MB here with these settings, and {} MB can be spared: close other apps and pages, or \
+         take 4-bit weights, shorter samples, smaller micro-batches or a smaller model",
+        needed.div_ceil(1_000_000),
+        memory / 1_000_000
+    )]
+    TooLittleMemory {
+        /// What was to be measured.
+        what: &'static str,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that there are.
+        memory: u64,
     },
     /// A job came before the blocks were loaded.
     #[error("the blocks are not loaded")]

@@ -6,6 +6,8 @@
 //! * [`host`] and [`stage`]: the engines behind the coordinator's and the stage's jobs;
 //! * [`kept`]: a run on its host's disk, to go on with later;
 //! * [`profile`]: the model as the planner sees it;
+//! * [`measure`]: what this device computes in how many seconds;
+//! * [`memory`]: how much of its memory a device can spare, as it has shown;
 //! * [`evaluate`]: judging the model on samples kept out of training;
 //! * [`texts`]: texts that the model writes, a token at a time;
 //! * [`alone`] and [`generate`]: training and writing in one process, without channels;
@@ -21,6 +23,8 @@ pub mod evaluate;
 pub mod generate;
 pub mod host;
 pub mod kept;
+pub mod measure;
+pub mod memory;
 pub mod node;
 pub mod profile;
 pub mod source;

@@ -33,6 +33,16 @@ pub trait Environment: Clone + 'static {
 
     /// Lets the environment deliver what has arrived, before a job keeps the thread busy.
     fn breathe(&self) -> impl Future<Output = ()>;
+
+    /// Bytes that this device can spare for what it trains, found out no further than `most`. `held` of them it has
+    /// taken for that already.
+    fn memory(&self, most: u64, held: u64) -> impl Future<Output = u64>;
+
+    /// Hears before a part of a model is loaded how many bytes training it will take at most, and 0 when it is let go:
+    /// for a shell whose end by too much of it is told by nothing else.
+    fn holding(&self, _bytes: u64) -> impl Future<Output = ()> {
+        async {}
+    }
 }
 
 /// Makes a channel whose handlers report under the given number.

@@ -257,13 +257,9 @@ impl Model {
         Ok(Prepared { train, validation, config })
     }
 
-    /// The longest sample in tokens: as the settings say, unless the model has learned fewer positions.
+    /// The longest sample in tokens.
     pub fn seq_len(&self, settings: &Settings) -> usize {
-        let wanted = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
-        match self.config.ends.first_position {
-            Some(first) => wanted.min(self.config.max_position_embeddings.saturating_sub(first)),
-            None => wanted,
-        }
+        seq_len(&self.config, settings)
     }
 
     /// Encodes a text as the settings say.
@@ -370,6 +366,15 @@ async fn template(files: &AnyFiles, gguf: Option<&Gguf>) -> Result<Option<ChatTe
 pub fn lora_spec(settings: &Settings, config: &ModelConfig) -> Result<LoraSpec, EngineError> {
     let targets = config.targets(&settings.targets)?;
     Ok(LoraSpec::new(settings.lora_rank.into(), settings.lora_alpha, targets))
+}
+
+/// The longest sample in tokens: as the settings say, unless the model has learned fewer positions.
+pub fn seq_len(config: &ModelConfig, settings: &Settings) -> usize {
+    let wanted = usize::try_from(settings.seq_len).unwrap_or(usize::MAX);
+    match config.ends.first_position {
+        Some(first) => wanted.min(config.max_position_embeddings.saturating_sub(first)),
+        None => wanted,
+    }
 }
 
 /// How the settings have frozen weights kept.

@@ -1,9 +1,14 @@
 //! The engine behind a stage's jobs: its blocks, their adapters, forward, backward and the optimizer.
 
 use crate::error::EngineError;
+use crate::measure;
+use crate::node::Environment;
 use crate::source::{adamw, lora_spec, storage};
 use baton_formats::{Files, ModelConfig, TensorEntry, TensorIndex, WeightsError, block_tensors};
-use baton_model::{BlockState, Blocks, Device, Lora, Tensor, Trainer, boundary_to_f32, f32_to_boundary};
+use baton_model::{
+    BlockState, Blocks, Device, InFlight, Lora, Tensor, Trainer, boundary_to_f32, f32_to_boundary,
+    stage_memory,
+};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::message::{Assign, BlockBytes};
 use baton_protocol::run::Settings;
@@ -38,6 +43,7 @@ pub struct Part {
     config: ModelConfig,
     most: Most,
     trainer: Trainer,
+    held: u64,
     device: Device,
 }
 
@@ -68,6 +74,16 @@ impl Part {
         Self::with_adapters(blocks, config, settings, states, device)
     }
 
+    /// One block with numbers of no meaning and fresh adapters, to measure a device on.
+    ///
+    /// # Errors
+    ///
+    /// When it is too large for the device.
+    pub fn made_up(config: &ModelConfig, settings: &Settings, device: &Device) -> Result<Self, EngineError> {
+        let blocks = Blocks::made_up(config, storage(settings), device)?;
+        Self::with_adapters(blocks, config, settings, &[], device)
+    }
+
     fn with_adapters(
         blocks: Blocks,
         config: &ModelConfig,
@@ -77,6 +93,8 @@ impl Part {
     ) -> Result<Self, EngineError> {
         let spec = lora_spec(settings, config)?;
         let lora = Lora::init(config, &spec, blocks.range(), settings.seed, device)?;
+        let idle = InFlight { micro_batches: 0, samples: 0, time: 0, recompute: false };
+        let held = stage_memory(config, blocks.range(), storage(settings), &spec, idle).total();
         let mut trainer = Trainer::new(blocks, lora, adamw(settings), settings.recompute);
         if !states.is_empty() {
             let states = states.iter().map(|state| BlockState::from_bytes(&spec, config, &state.bytes));
@@ -86,6 +104,7 @@ impl Part {
             config: config.clone(),
             most: Most::new(settings, config),
             trainer,
+            held,
             device: device.clone(),
         })
     }
@@ -94,6 +113,11 @@ impl Part {
     pub fn bytes(index: &TensorIndex, config: &ModelConfig, blocks: impl Iterator<Item = u16>) -> u64 {
         let tensors = blocks.flat_map(|block| block_tensors(config, block.into()));
         tensors.filter_map(|tensor| index.find(&tensor.names)).map(TensorEntry::bytes).sum()
+    }
+
+    /// Bytes of the weights, the adapters, their gradients and moments.
+    pub fn held(&self) -> u64 {
+        self.held
     }
 
     /// The frozen blocks, without what was trained.
@@ -235,11 +259,13 @@ impl StageEngine {
         &mut self,
         job: Job,
         files: Option<&impl Files>,
+        environment: &impl Environment,
         on_progress: impl FnMut(u64, u64),
     ) -> Result<Done, EngineError> {
         match job {
             Job::Load(assign) => {
                 let files = files.ok_or(EngineError::NotLoaded)?;
+                environment.holding(measure::expected(&assign)?).await;
                 self.load(*assign, files, on_progress).await?;
                 Ok(Done::Load)
             }
@@ -264,6 +290,14 @@ impl StageEngine {
                 let (h, lengths) = part.receive(&tensor)?;
                 let h = part.infer(h, &lengths);
                 Ok(Done::Infer(send(h, &lengths, Precision::F32).await?))
+            }
+            Job::Measure(measure) => {
+                let config = ModelConfig::parse(measure.config.as_bytes())?;
+                let held = self.loaded.as_ref().map_or(0, |loaded| loaded.part.held());
+                let memory = environment.memory(measure.most, held).await;
+                let (settings, device) = (&measure.settings, &self.device);
+                let profile = measure::device(&config, settings, device, memory, environment).await?;
+                Ok(Done::Measure(Box::new(profile)))
             }
         }
     }

@@ -27,6 +27,10 @@ impl Environment for AtOnce {
     }
 
     async fn breathe(&self) {}
+
+    async fn memory(&self, most: u64, _held: u64) -> u64 {
+        most
+    }
 }
 
 /// A golden family's model with a tokenizer of three words.

@@ -6,6 +6,7 @@
 use baton_engine::EngineError;
 use baton_engine::adapter;
 use baton_engine::host;
+use baton_engine::node::Environment;
 use baton_engine::profile::model_profile;
 use baton_engine::source::{AnyFiles, Model as Source, Prepared};
 use baton_engine::stage;
@@ -21,6 +22,7 @@ use baton_sim::{
     DeviceSpec, HostEngine, JobError, Model, Network, Pace, Room, StageEngine, Text, Violation, World,
 };
 use futures::executor::block_on;
+use std::cell::Cell;
 use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
@@ -73,6 +75,23 @@ fn job_error(error: &EngineError) -> JobError {
     JobError::Failed { reason: error.to_string(), failure: error.failure() }
 }
 
+/// Whoever looks at the clock finds it a second later, so that every device is as fast as every other.
+#[derive(Clone, Default)]
+struct AtOnce(Rc<Cell<u64>>);
+
+impl Environment for AtOnce {
+    fn now(&self) -> Duration {
+        self.0.set(self.0.get() + 1);
+        Duration::from_secs(self.0.get())
+    }
+
+    async fn breathe(&self) {}
+
+    async fn memory(&self, most: u64, _held: u64) -> u64 {
+        most
+    }
+}
+
 struct RealStage {
     engine: stage::StageEngine,
     files: Rc<MemoryFiles>,
@@ -86,7 +105,9 @@ impl fmt::Debug for RealStage {
 
 impl StageEngine for RealStage {
     fn run(&mut self, job: machine::Job) -> Result<machine::Done, JobError> {
-        block_on(self.engine.run(job, Some(&*self.files), |_, _| ())).map_err(|error| job_error(&error))
+        let here = AtOnce::default();
+        let done = self.engine.run(job, Some(&*self.files), &here, |_, _| ());
+        block_on(done).map_err(|error| job_error(&error))
     }
 }
 
@@ -100,7 +121,7 @@ impl fmt::Debug for RealHost {
 
 impl HostEngine for RealHost {
     fn run(&mut self, job: coordinator::Job) -> Result<coordinator::Done, JobError> {
-        block_on(self.0.run(job, |_, _| ())).map_err(|error| job_error(&error))
+        block_on(self.0.run(job, &AtOnce::default(), |_, _| ())).map_err(|error| job_error(&error))
     }
 
     /// No texts are asked for here.

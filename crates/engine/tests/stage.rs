@@ -38,6 +38,10 @@ impl Environment for AtOnce {
     }
 
     async fn breathe(&self) {}
+
+    async fn memory(&self, most: u64, _held: u64) -> u64 {
+        most
+    }
 }
 
 /// Frames that the stage sent, by the channel of the other end.

@@ -121,7 +121,7 @@ impl Hostile {
             }
             11 => {
                 let time = Duration::from_secs(self.rng.random());
-                let times = Times { forward: time, backward: time };
+                let times = Times { forward: vec![time], backward: vec![time] };
                 Message::StepDone { generation, step, grad_sum_of_squares: self.float(), times }
             }
             12 => Message::Apply { generation, step, lr: self.float(), scale: self.float() },
@@ -272,6 +272,7 @@ fn a_stage_survives_any_messages_and_keeps_little() {
                         stage::Done::Apply(Vec::new())
                     }
                     stage::Job::Infer { .. } => stage::Done::Infer(tensor),
+                    stage::Job::Measure(_) => unreachable!("nobody asks for it"),
                 };
                 stage::Event::Done(done)
             }
@@ -364,6 +365,7 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                     Job::Apply { .. } => Done::Apply(Vec::new()),
                     Job::InferFront { .. } => Done::InferFront(tensor),
                     Job::InferHead { .. } => Done::InferHead { done: hostile.rng.random() },
+                    Job::Measure(_) => unreachable!("nobody asks for it"),
                 };
                 coordinator::Event::Done(done)
             }

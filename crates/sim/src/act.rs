@@ -155,6 +155,8 @@ pub enum JobName {
     Apply,
     /// A pass outside training.
     Infer,
+    /// The device measures itself.
+    Measure,
 }
 
 impl JobName {
@@ -177,6 +179,7 @@ impl JobName {
             Self::Norm => "norm",
             Self::Apply => "update",
             Self::Infer => "text",
+            Self::Measure => "measure",
         }
     }
 }
@@ -192,6 +195,7 @@ impl From<&coordinator::Job> for JobName {
             Job::GradNorm => Self::Norm,
             Job::Apply { .. } => Self::Apply,
             Job::InferFront { .. } | Job::InferHead { .. } => Self::Infer,
+            Job::Measure(_) => Self::Measure,
         }
     }
 }
@@ -206,6 +210,7 @@ impl From<&stage::Job> for JobName {
             Job::GradNorm => Self::Norm,
             Job::Apply { .. } => Self::Apply,
             Job::Infer { .. } => Self::Infer,
+            Job::Measure(_) => Self::Measure,
         }
     }
 }

@@ -141,7 +141,7 @@ impl Costs {
         let (blocks, samples) = (f64::from(blocks), self.samples);
         let front = if ends { self.front } else { 0.0 };
         match job {
-            JobName::Load => 0.0,
+            JobName::Load | JobName::Measure => 0.0,
             JobName::Forward => samples * (blocks * self.forward + front),
             JobName::Head => samples * self.head,
             JobName::Backward => samples * blocks * self.backward,

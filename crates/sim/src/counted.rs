@@ -71,6 +71,7 @@ impl StageEngine for CountedStage {
             Job::GradNorm => Done::GradNorm(1.0),
             Job::Apply { .. } => Done::Apply(self.0.apply()),
             Job::Infer { .. } => Done::Infer(boundary()?),
+            Job::Measure(_) => return Err(JobError::Nonsense("the world measures, not its engines".into())),
         })
     }
 }
@@ -102,6 +103,7 @@ impl HostEngine for CountedHost {
                 text.tokens.push(0);
                 Done::InferHead { done: text.is_written() }
             }
+            Job::Measure(_) => return Err(JobError::Nonsense("the world measures, not its engines".into())),
         })
     }
 

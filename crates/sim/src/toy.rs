@@ -312,6 +312,7 @@ impl StageEngine for ToyStage {
             Job::GradNorm => Done::GradNorm(slice.grad_norm()?),
             Job::Apply { lr, scale } => Done::Apply(slice.apply(lr, scale)?),
             Job::Infer { tensor, .. } => Done::Infer(toy.boundary(&slice.infer(toy.rows(&tensor)?))?),
+            Job::Measure(_) => return Err(nonsense("the world measures, not its engines".into())),
         })
     }
 
@@ -393,6 +394,7 @@ impl HostEngine for ToyHost {
                 text.tokens.push(Toy::next_token(&rows));
                 Done::InferHead { done: text.is_written() }
             }
+            Job::Measure(_) => return Err(nonsense("the world measures, not its engines".into())),
         })
     }
 

@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The packages with tests that run in a browser. Each has to run at least one there.
-const WASM_PACKAGES: [&str; 5] =
-    ["baton-formats", "baton-kernels", "baton-model", "baton-engine", "baton-transport"];
+const WASM_PACKAGES: [&str; 6] =
+    ["baton-formats", "baton-kernels", "baton-model", "baton-engine", "baton-transport", "baton-worker"];
 
 /// Seconds for one wasm test program. The software WebGPU adapter needs minutes for what a phone does in seconds.
 const WASM_TIMEOUT: &str = "300";

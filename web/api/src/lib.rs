@@ -16,6 +16,15 @@ use baton_protocol::run::Backbone;
 use baton_protocol::{PeerId, Step, link::Lane, run::Settings};
 use serde::{Deserialize, Serialize};
 
+/// A visit to the page, from its loading to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visit {
+    /// Its number: the milliseconds since 1970 when it began.
+    pub number: u64,
+    /// Earlier visits that were left: the page was closed, or out of sight when it ended. The browser ended the others.
+    pub left: Vec<u64>,
+}
+
 /// The page to the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -24,6 +33,8 @@ pub enum ToWorker {
     Host {
         /// What the person calls this device.
         name: String,
+        /// Which visit to the page this is.
+        visit: Visit,
     },
     /// Become a stage; first message to a joiner's worker.
     Join {
@@ -33,6 +44,8 @@ pub enum ToWorker {
         host: PeerId,
         /// This device's own number.
         me: PeerId,
+        /// Which visit to the page this is.
+        visit: Visit,
     },
     /// An open data channel to a peer, with the channel transferred in `channel`; its handlers are attached in the
     /// task that receives it.

@@ -5,6 +5,7 @@
 
 mod channel;
 mod host;
+pub mod memory;
 mod stage;
 
 use baton_engine::cache::AnyCache;
@@ -14,11 +15,12 @@ use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
 use baton_transport::PortId;
-use baton_web_api::{CacheInfo, ErrorAbout, FromWorker, ToWorker};
+use baton_web_api::{CacheInfo, ErrorAbout, FromWorker, ToWorker, Visit};
 use channel::{Handlers, RtcChannel, Signal};
 use gloo::events::EventListener;
 use gloo::timers::callback::Interval;
 use js_sys::{Array, Object, Reflect, Uint8Array};
+use memory::Memory;
 use serde::Serialize;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -103,9 +105,11 @@ fn receive(device: &Device, backend: &str, role: &RefCell<Role>, data: &JsValue)
     match message {
         ToWorker::CacheUsage => wasm_bindgen_futures::spawn_local(tell_cache(false)),
         ToWorker::ClearCache => wasm_bindgen_futures::spawn_local(tell_cache(true)),
-        ToWorker::Host { name } => become_role(Role::Host(host::start(name, backend, device.clone()))),
-        ToWorker::Join { name, host, me: _ } => {
-            become_role(Role::Stage(stage::start(name, backend, host, device.clone())));
+        ToWorker::Host { name, visit } => {
+            become_role(Role::Host(host::start(name, visit, backend, device.clone())));
+        }
+        ToWorker::Join { name, host, me: _, visit } => {
+            become_role(Role::Stage(stage::start(name, visit, backend, host, device.clone())));
         }
         ToWorker::Channel { peer, lane } => {
             let channel: RtcDataChannel = beside("channel")?.dyn_into()?;
@@ -194,14 +198,30 @@ async fn tell_cache(clear: bool) {
     post(&FromWorker::Cache { cache }, None);
 }
 
-/// The worker's clock, and a way to let its queue of events run.
+/// The worker's clock, a way to let its queue of events run, and its memory.
 #[derive(Clone)]
-struct WorkerEnvironment;
+struct WorkerEnvironment {
+    memory: Rc<Memory>,
+}
+
+impl WorkerEnvironment {
+    async fn open(visit: Visit) -> Self {
+        Self { memory: Rc::new(Memory::open(visit.number, &visit.left).await) }
+    }
+}
 
 impl Environment for WorkerEnvironment {
     fn now(&self) -> Duration {
         let milliseconds = scope().performance().map_or(0.0, |performance| performance.now());
         Duration::from_secs_f64(milliseconds.max(0.0) / 1000.0)
+    }
+
+    async fn memory(&self, most: u64, held: u64) -> u64 {
+        self.memory.spare(most, held, || self.now(), async || self.breathe().await).await
+    }
+
+    async fn holding(&self, bytes: u64) {
+        self.memory.holding(bytes);
     }
 
     /// The page finds the host again when it was only loaded anew.

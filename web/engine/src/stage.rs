@@ -7,12 +7,13 @@ use baton_model::Device;
 use baton_protocol::PeerId;
 use baton_protocol::message::Device as Introduction;
 use baton_protocol::stage::View;
-use baton_web_api::{DeviceState, FromWorker, StageInfo};
+use baton_web_api::{DeviceState, FromWorker, StageInfo, Visit};
 use js_sys::Reflect;
 
 /// Starts the stage's loop.
 pub(crate) fn start(
     name: String,
+    visit: Visit,
     backend: &str,
     host: PeerId,
     device: Device,
@@ -28,7 +29,7 @@ pub(crate) fn start(
     let loop_inputs = inputs.clone();
     wasm_bindgen_futures::spawn_local(async move {
         let (cache, inputs) = (crate::cache().await, loop_inputs);
-        let environment = WorkerEnvironment;
+        let environment = WorkerEnvironment::open(visit).await;
         node::run_stage(host, introduction, device, embedded, cache, environment, inputs, queue, tell).await;
     });
     inputs

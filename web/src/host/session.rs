@@ -567,7 +567,7 @@ impl Session {
         match message {
             FromWorker::Ready { backend } => {
                 self.engine_state.set(EngineState::Ready { backend });
-                self.say(&ToWorker::Host { name: browser::device_name() });
+                self.say(&ToWorker::Host { name: browser::device_name(), visit: browser::visit() });
                 self.preview();
                 let pick = self.with(|held| held.pick.take()).flatten();
                 self.choose_model(pick.unwrap_or(ModelPick::Default));

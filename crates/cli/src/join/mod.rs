@@ -1,6 +1,7 @@
 //! `baton join`: this machine as one or several devices of a room.
 
 mod link;
+mod memory;
 mod screen;
 mod stage;
 mod visit;
@@ -9,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use baton_formats::files::DirCache;
 use clap::Args;
 use link::RoomLink;
+use memory::{Lent, Size};
 use screen::Screen;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -41,6 +44,9 @@ pub(crate) struct Join {
     /// Stages, each a device of its own in the room with its own part of the model
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     stages: u16,
+    /// Memory that its stages may take together, such as 2GB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
     /// Folder where pieces of models are kept for the next time [default: $BATON_CACHE or ~/.cache/baton]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -72,12 +78,15 @@ impl Join {
         let cache = folder.filter(|_| !self.no_cache).map(|folder| (folder, CACHE_LIMIT));
         let screen = Screen::new();
         let several = self.stages > 1;
+        let lent =
+            Lent { said: self.memory, stages: NonZeroU16::new(self.stages).unwrap_or(NonZeroU16::MIN) };
         let mut stays = Vec::new();
         for stage in 1..=self.stages {
             let visitor = Visitor {
                 link: link.clone(),
                 name: if several { format!("{name} ({stage})") } else { name.clone() },
                 cache: cache.clone(),
+                lent,
                 row: screen.row(if several { format!("stage {stage}: ") } else { String::new() }),
                 doubted: stage > 1,
             };

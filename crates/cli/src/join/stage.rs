@@ -1,5 +1,6 @@
 //! A stage on a thread of its own: the machine and the engine, fed by the channels that the visit makes.
 
+use super::memory::Lent;
 use baton_engine::cache::AnyCache;
 use baton_engine::node::{self, Environment, Input, Inputs, StageCommand, StageEnd, StageEvent};
 use baton_formats::files::DirCache;
@@ -29,6 +30,8 @@ pub(super) struct Begin {
     pub(super) introduction: Introduction,
     /// Where pieces of models are kept, and how many bytes of them.
     pub(super) cache: Option<(PathBuf, u64)>,
+    /// How much memory it may take.
+    pub(super) lent: Lent,
     /// The model that ships with the page, if it can be read from here.
     pub(super) embedded: Option<String>,
 }
@@ -109,19 +112,19 @@ impl StageThread {
 }
 
 async fn run(begin: Begin, orders: UnboundedReceiver<Order>, tell: UnboundedSender<Told>) -> StageEnd {
-    let Begin { host, introduction, cache, embedded } = begin;
+    let Begin { host, introduction, cache, lent, embedded } = begin;
     let (inputs, queue) = node::queue();
     spawn_local(pass_on(orders, inputs.clone()));
     let cache = match cache {
         Some((folder, limit)) => AnyCache::Dir(Rc::new(DirCache::new(folder, limit))),
         None => AnyCache::None,
     };
-    let (device, clock) = (baton_model::cpu(), Clock(Instant::now()));
+    let (device, here) = (baton_model::cpu(), Here { clock: Instant::now(), lent });
     let tell = move |event| {
         // Whoever listened may be gone.
         let _ = tell.send(Told::Event(event));
     };
-    node::run_stage(host, introduction, device, embedded, cache, clock, inputs, queue, tell).await
+    node::run_stage(host, introduction, device, embedded, cache, here, inputs, queue, tell).await
 }
 
 type StageInputs = Inputs<NativeChannel, StageCommand>;
@@ -168,12 +171,16 @@ async fn listen(id: PortId, mut incoming: Incoming, inputs: StageInputs) {
     }
 }
 
+/// This process, to a stage.
 #[derive(Clone)]
-struct Clock(Instant);
+struct Here {
+    clock: Instant,
+    lent: Lent,
+}
 
-impl Environment for Clock {
+impl Environment for Here {
     fn now(&self) -> Duration {
-        self.0.elapsed()
+        self.clock.elapsed()
     }
 
     /// The visit finds the host again when its page was only loaded anew.
@@ -183,5 +190,9 @@ impl Environment for Clock {
 
     async fn breathe(&self) {
         tokio::task::yield_now().await;
+    }
+
+    async fn memory(&self, most: u64, held: u64) -> u64 {
+        self.lent.to_one(most, held)
     }
 }

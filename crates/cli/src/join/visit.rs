@@ -1,6 +1,7 @@
 //! One stay of one stage in a room, from the socket to the last word.
 
 use super::link::RoomLink;
+use super::memory::Lent;
 use super::screen::Row;
 use super::stage::{Begin, StageThread, Told};
 use baton_engine::node::{StageEnd, StageEvent};
@@ -30,6 +31,8 @@ pub(super) struct Visitor {
     pub(super) name: String,
     /// Where pieces of models are kept, and how many bytes of them.
     pub(super) cache: Option<(PathBuf, u64)>,
+    /// How much memory it may take.
+    pub(super) lent: Lent,
     /// Where a person sees it.
     pub(super) row: Row,
     /// Whether the server's certificate has been spoken of.
@@ -175,6 +178,7 @@ impl Visit<'_> {
             host,
             introduction: Introduction { name: self.visitor.name.clone(), backend: "CPU".into() },
             cache: self.visitor.cache.clone(),
+            lent: self.visitor.lent,
             embedded: self.trusted.then(|| link.embedded.clone()),
         };
         match StageThread::start(begin) {

@@ -462,7 +462,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 // The loop that reads it is the one that waits for this job.
                 let _ = inputs.unbounded_send(Input::Progress(loaded, total));
             };
-            let done = engine.run(job, progress).await;
+            let done = engine.run(job, &environment, progress).await;
             (number, engine, done)
         };
         self.jobs.push(run.boxed_local());

@@ -122,7 +122,9 @@ pub async fn run_stage<C: Channel + 'static>(
                                     let _ = inputs.unbounded_send(Input::Progress(loaded, total));
                                 };
                                 let done = match files.transpose() {
-                                    Ok(files) => engine.run(job, files.as_ref(), progress).await,
+                                    Ok(files) => {
+                                        engine.run(job, files.as_ref(), &environment, progress).await
+                                    }
                                     Err(error) => Err(error),
                                 };
                                 (engine, done)
@@ -168,6 +170,7 @@ pub async fn run_stage<C: Channel + 'static>(
             });
         }
         if matches!(view, View::Ended(_)) {
+            environment.holding(0).await;
             return end;
         }
         let now = || environment.now();

@@ -36,6 +36,10 @@ impl Environment for AtOnce {
     }
 
     async fn breathe(&self) {}
+
+    async fn memory(&self, most: u64, _held: u64) -> u64 {
+        most
+    }
 }
 
 /// What a run left.
