@@ -189,6 +189,7 @@ impl Model for Real {
             config: self.source.config_text.clone(),
             manifest: Vec::new(),
             committed: Step(0),
+            judged: false,
             states: Vec::new(),
             profile: Some(model_profile(&self.source.config, settings).unwrap()),
             head: false,

@@ -3,7 +3,7 @@
 use crate::costs::{Costs, Layout};
 use crate::plan::{MAX_DEVICES, Prediction, prediction};
 use crate::profile::{
-    BoundaryPrecision, LinkProfile, ModelProfile, Options, PeerProfile, Recompute, Room, Storage,
+    BoundaryPrecision, LinkProfile, ModelProfile, Node, Options, PeerProfile, Recompute, Room, Storage,
 };
 use crate::search;
 use serde::{Deserialize, Serialize};
@@ -84,19 +84,37 @@ impl fmt::Display for Bytes {
     }
 }
 
+impl Refusal {
+    /// The same words as those of [`Display`](fmt::Display), with devices called by their names.
+    pub fn words(&self, name: impl Fn(Node) -> String) -> String {
+        Worded(self, name).to_string()
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = self.storage.words();
-        write!(f, "the model does not fit this room: with {words} weights it needs {}", Bytes(self.needed))?;
-        write!(f, " and the devices can spare {}", Bytes(self.usable))?;
-        for load in self.nearest.loads.iter().filter(|load| load.memory.total() > load.usable) {
-            write!(f, "; {} would need {}", load.node, Bytes(load.memory.total()))?;
+        Worded(self, |node: Node| node.to_string()).fmt(f)
+    }
+}
+
+/// A refusal, and what devices are called in it.
+struct Worded<'a, N>(&'a Refusal, N);
+
+impl<N: Fn(Node) -> String> fmt::Display for Worded<'_, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(refusal, name) = self;
+        let Refusal { nearest, storage, needed, usable, remedies } = *refusal;
+        let words = storage.words();
+        write!(f, "the model does not fit this room: with {words} weights it needs {}", Bytes(*needed))?;
+        write!(f, " and the devices can spare {}", Bytes(*usable))?;
+        for load in nearest.loads.iter().filter(|load| load.memory.total() > load.usable) {
+            write!(f, "; {} would need {}", name(load.node), Bytes(load.memory.total()))?;
             write!(f, " and has {}", Bytes(load.usable))?;
         }
-        for (index, remedy) in self.remedies.iter().enumerate() {
+        for (index, remedy) in remedies.iter().enumerate() {
             write!(f, "{} {remedy}", if index == 0 { ". It would fit" } else { ", or" })?;
         }
-        if self.remedies.is_empty() {
+        if remedies.is_empty() {
             write!(f, ". No single change that was tried makes it fit; choose a smaller model")?;
         }
         write!(f, ".")

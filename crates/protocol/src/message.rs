@@ -200,6 +200,18 @@ pub struct Measure {
     pub most: u64,
 }
 
+impl Measure {
+    /// Whether the answer to another question answers this one: what a pass depends on is the same. With another learning
+    /// rate nothing is measured again.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let (a, b) = (&self.settings, &other.settings);
+        self.config == other.config
+            && self.most == other.most
+            && (a.batch_size, a.micro_batches, a.seq_len) == (b.batch_size, b.micro_batches, b.seq_len)
+            && (a.lora_rank, &a.targets, a.backbone) == (b.lora_rank, &b.targets, b.backbone)
+    }
+}
+
 /// Why a stage cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {

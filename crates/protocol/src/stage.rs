@@ -218,6 +218,8 @@ pub struct Stage {
     fetching: Option<Range<u16>>,
     /// What it is to measure itself on next.
     measure: Option<Box<Measure>>,
+    /// What it measured itself on last, and what it found.
+    measured: Option<(Box<Measure>, Option<Box<DeviceProfile>>)>,
 }
 
 #[derive(Debug)]
@@ -376,6 +378,7 @@ impl Stage {
             orphaned: None,
             fetching: None,
             measure: None,
+            measured: None,
         }
     }
 
@@ -574,7 +577,7 @@ impl Stage {
                 self.phase = Phase::Waiting;
                 self.outputs.push_back(Output::Changed);
             }
-            Message::Measure(measure) => self.measure = Some(measure),
+            Message::Measure(measure) => self.measure(measure),
             Message::Probe { id, want, .. } => {
                 let padding = vec![0; want.min(MAX_PROBE) as usize];
                 self.send_host(Message::Probed { id, padding });
@@ -599,6 +602,17 @@ impl Stage {
             }
             Message::Goodbye { reason } => self.end(reason),
             _ => {}
+        }
+    }
+
+    /// The host asks how fast this device is. A host that was away asks again what was answered before.
+    fn measure(&mut self, measure: Box<Measure>) {
+        match &self.measured {
+            Some((asked, Some(profile))) if asked.is_like(&measure) => {
+                let profile = Ok(profile.clone());
+                self.send_host(Message::Measured { id: measure.id, profile });
+            }
+            _ => self.measure = Some(measure),
         }
     }
 
@@ -724,6 +738,7 @@ impl Stage {
         let (generation, next) = match &mut self.phase {
             Phase::Greeting | Phase::Ended(_) => return,
             _ if let Some(measure) = self.measure.take() => {
+                self.measured = Some((measure.clone(), None));
                 (Generation(0), Some((Kind::Measure(measure.id), Job::Measure(measure))))
             }
             Phase::Loading(loading) if !loading.queued => {
@@ -761,6 +776,9 @@ impl Stage {
         let Some(Running { generation, kind, since, is_void: false }) = self.running.take() else { return };
         let (host, took) = (self.host, now.saturating_sub(since));
         if let (Kind::Measure(id), Done::Measure(profile)) = (kind, &done) {
+            if let Some((_, known)) = &mut self.measured {
+                *known = Some(profile.clone());
+            }
             return self.send_host(Message::Measured { id, profile: Ok(profile.clone()) });
         }
         match &mut self.phase {

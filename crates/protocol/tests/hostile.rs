@@ -2,11 +2,12 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a generator")]
 
+use baton_plan::{BlockProfile, Curve, DeviceProfile, EndsProfile, Growth, HostProfile, ModelProfile};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{self, Coordinator, RunPhase, Start};
 use baton_protocol::link::{Lane, Link, MAX_FRAME, WINDOW};
 use baton_protocol::message::{
-    Assign, BlockBytes, Counts, Device, Fault, FileAnswer, Message, RoomState, Times,
+    Assign, BlockBytes, Counts, Device, Fault, FileAnswer, Measure, Message, RoomState, Times,
 };
 use baton_protocol::pulse::Presence;
 use baton_protocol::run::{ModelSource, Settings};
@@ -31,6 +32,8 @@ struct Hostile {
     rng: ChaCha8Rng,
     generation: u32,
     step: u32,
+    /// What devices were last asked to measure.
+    question: u32,
 }
 
 impl Hostile {
@@ -107,7 +110,7 @@ impl Hostile {
         let (generation, step) = (Generation(self.number(generation)), Step(self.number(step)));
         let micro_batch = self.micro_batch();
         let reason = String::from("because");
-        match self.rng.random_range(0..27) {
+        match self.rng.random_range(0..31) {
             0 => Message::Hello(Device { name: "\u{7}x".repeat(100), backend: String::new() }),
             1 => Message::Welcome(Device { name: String::new(), backend: String::new() }),
             2 => Message::Heartbeat,
@@ -120,8 +123,8 @@ impl Hostile {
                 Message::Backward { generation, step, micro_batch, tensor }
             }
             11 => {
-                let time = Duration::from_secs(self.rng.random());
-                let times = Times { forward: vec![time], backward: vec![time] };
+                let forward = self.times();
+                let times = Times { forward, backward: self.times() };
                 Message::StepDone { generation, step, grad_sum_of_squares: self.float(), times }
             }
             12 => Message::Apply { generation, step, lr: self.float(), scale: self.float() },
@@ -149,8 +152,57 @@ impl Hostile {
                 };
                 Message::Status { generation, step, counts }
             }
+            26 if self.rng.random_ratio(1, 20) => Message::Measure(Box::new(Measure {
+                id: self.rng.random_range(0..3),
+                config: "{}".into(),
+                settings: Settings::default(),
+                most: self.rng.random(),
+            })),
+            27 => {
+                let profile = Box::new(self.profile());
+                let profile = if self.rng.random_ratio(1, 50) { Err(reason) } else { Ok(profile) };
+                Message::Measured { id: self.question, profile }
+            }
+            28 => Message::Probe { id: 1, want: self.rng.random(), padding: vec![0; 8] },
+            29 => Message::Probed { id: self.rng.random_range(0..9), padding: vec![0; 8] },
             _ => Message::Room(RoomState::Paused),
         }
+    }
+
+    fn times(&mut self) -> Vec<Duration> {
+        (0..self.rng.random_range(0..9)).map(|_| Duration::from_secs(self.rng.random())).collect()
+    }
+
+    /// A device as it may say that it is.
+    fn profile(&mut self) -> DeviceProfile {
+        let time = *[0.0, 1e-3, 1.0, 1e300].choose(&mut self.rng).expect("not empty");
+        let curve = Curve::new([(1, time), (2, time)]).expect("times");
+        let update = if self.rng.random_ratio(1, 20) { self.float() } else { 0.0 };
+        let memory = *[0, 1000, u64::MAX].choose(&mut self.rng).expect("not empty");
+        DeviceProfile { memory, forward: curve.clone(), backward: curve, update, slowness: self.float() }
+    }
+
+    /// A model whose blocks take a hundred bytes each.
+    fn model(&mut self, blocks: u16) -> Option<ModelProfile> {
+        let none = Growth::default();
+        let block = BlockProfile {
+            work: 1.0,
+            frozen: [100; 4],
+            adapters: 0,
+            state: 0,
+            kept: none,
+            input: none,
+            open: none,
+            open_recompute: none,
+        };
+        let model = ModelProfile {
+            blocks: vec![block; blocks.into()],
+            ends: EndsProfile::default(),
+            tokens: 1,
+            hidden: 1,
+            buffers: none,
+        };
+        self.rng.random::<bool>().then_some(model)
     }
 
     /// The bytes of a message, most of them spoilt.
@@ -171,7 +223,7 @@ impl Hostile {
 
 #[test]
 fn spoilt_bytes_are_errors() {
-    let mut hostile = Hostile { rng: seeded(1), generation: 1, step: 1 };
+    let mut hostile = Hostile { rng: seeded(1), generation: 1, step: 1, question: 1 };
     let (mut read, mut refused) = (0, 0);
     for _ in 0..ROUNDS {
         match Message::from_bytes(&hostile.bytes()) {
@@ -191,7 +243,7 @@ fn spoilt_bytes_are_errors() {
 
 #[test]
 fn spoilt_frames_are_errors() {
-    let mut hostile = Hostile { rng: seeded(2), generation: 1, step: 1 };
+    let mut hostile = Hostile { rng: seeded(2), generation: 1, step: 1, question: 1 };
     let fresh = || {
         let (mut link, mut other) = (Link::new(), Link::new());
         link.receive(&other.poll_frame().expect("READY")).expect("READY");
@@ -229,10 +281,15 @@ fn spoilt_frames_are_errors() {
 
 #[test]
 fn a_stage_survives_any_messages_and_keeps_little() {
-    let mut hostile = Hostile { rng: seeded(3), generation: 1, step: 0 };
+    let mut hostile = Hostile { rng: seeded(3), generation: 1, step: 0, question: 1 };
     let device = Device { name: "phone".into(), backend: "toy".into() };
     let mut now = Duration::ZERO;
-    let mut stage = Stage::new(PeerId(1), device.clone(), now);
+    // Half of them live in a shell that can find the host again.
+    let stage_at = |now, lives: u32| {
+        let patience = Duration::from_secs(if lives.is_multiple_of(2) { 5 } else { 0 });
+        Stage::new(PeerId(1), device.clone(), now).with_patience(patience)
+    };
+    let mut stage = stage_at(now, 0);
     let mut job = None;
     let (mut jobs, mut lives) = (HashMap::new(), 0);
     for round in 0..ROUNDS {
@@ -254,6 +311,7 @@ fn a_stage_survives_any_messages_and_keeps_little() {
                 stage::Event::JobFailed { reason, failure }
             }
             17 => stage::Event::Presence(hostile.presence()),
+            19 if hostile.rng.random_ratio(1, 300) => stage::Event::HostReturned { host: PeerId(1) },
             18 => stage::Event::Fetched { blocks: 0..2 },
             6..=15 if job.is_some() => {
                 let tensor = hostile.tensor();
@@ -272,7 +330,7 @@ fn a_stage_survives_any_messages_and_keeps_little() {
                         stage::Done::Apply(Vec::new())
                     }
                     stage::Job::Infer { .. } => stage::Done::Infer(tensor),
-                    stage::Job::Measure(_) => unreachable!("nobody asks for it"),
+                    stage::Job::Measure(_) => stage::Done::Measure(Box::new(hostile.profile())),
                 };
                 stage::Event::Done(done)
             }
@@ -290,9 +348,9 @@ fn a_stage_survives_any_messages_and_keeps_little() {
             }
         }
         if matches!(stage.view(), View::Ended(_)) {
-            stage = Stage::new(PeerId(1), device.clone(), now);
-            (hostile.generation, hostile.step, job) = (1, 0, None);
             lives += 1;
+            stage = stage_at(now, lives);
+            (hostile.generation, hostile.step, job) = (1, 0, None);
         }
         if round % 500 == 0 {
             // Tensors are short in Debug, so this counts what is held.
@@ -300,12 +358,12 @@ fn a_stage_survives_any_messages_and_keeps_little() {
             assert!(held < 10_000, "{held} {stage:?}");
         }
     }
-    assert!(jobs.len() == 6 && jobs.values().all(|&count| count > 4) && lives > 10, "{jobs:?} {lives}");
+    assert!(jobs.len() == 7 && jobs.values().all(|&count| count > 4) && lives > 10, "{jobs:?} {lives}");
 }
 
 #[test]
 fn a_coordinator_survives_any_messages_and_keeps_little() {
-    let mut hostile = Hostile { rng: seeded(4), generation: 0, step: 0 };
+    let mut hostile = Hostile { rng: seeded(4), generation: 0, step: 0, question: 1 };
     let device = Device { name: "host".into(), backend: "toy".into() };
     let mut now = Duration::ZERO;
     let mut coordinator = Coordinator::new(device, now);
@@ -331,21 +389,25 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                 texts += 1;
                 coordinator::Event::Infer { request: hostile.rng.random_range(0..5) }
             }
-            12 => coordinator::Event::Start(Box::new(Start {
-                head: hostile.rng.random(),
-                settings: Settings {
-                    steps: 8,
-                    warmup_steps: 0,
-                    micro_batches: hostile.rng.random_range(0..9),
-                    ..Settings::default()
-                },
-                blocks: hostile.rng.random_range(0..7),
-                source: ModelSource::Host,
-                config: "{}".into(),
-                manifest: Vec::new(),
-                committed: Step(hostile.rng.random_range(0..10)),
-                profile: None,
-                states: hostile.states(),
+            12 => coordinator::Event::Start(Box::new({
+                let blocks = hostile.rng.random_range(0..7);
+                Start {
+                    head: hostile.rng.random(),
+                    settings: Settings {
+                        steps: 8,
+                        warmup_steps: 0,
+                        micro_batches: hostile.rng.random_range(0..9),
+                        ..Settings::default()
+                    },
+                    blocks,
+                    source: ModelSource::Host,
+                    config: "{}".into(),
+                    manifest: Vec::new(),
+                    committed: Step(hostile.rng.random_range(0..10)),
+                    judged: hostile.rng.random(),
+                    profile: hostile.model(blocks),
+                    states: hostile.states(),
+                }
             })),
             13 if job.is_some() && hostile.rng.random_ratio(1, 20) => {
                 job = None;
@@ -365,7 +427,11 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                     Job::Apply { .. } => Done::Apply(Vec::new()),
                     Job::InferFront { .. } => Done::InferFront(tensor),
                     Job::InferHead { .. } => Done::InferHead { done: hostile.rng.random() },
-                    Job::Measure(_) => unreachable!("nobody asks for it"),
+                    Job::Measure(_) => {
+                        let device = hostile.profile();
+                        let (front, head) = (device.forward.clone(), device.forward.clone());
+                        Done::Measure(Box::new(HostProfile { device, front, head }))
+                    }
                 };
                 coordinator::Event::Done(done)
             }
@@ -389,6 +455,9 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                     hostile.generation = assign.generation.0;
                     assign.check().expect("the host's own plans make sense");
                 }
+                coordinator::Output::Send { message: Message::Measure(measure), .. } => {
+                    hostile.question = measure.id;
+                }
                 coordinator::Output::Inferred { .. } => texts = texts.saturating_sub(1),
                 _ => {}
             }
@@ -400,5 +469,5 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
             assert!(held < 12_000, "{held} {coordinator:?}");
         }
     }
-    assert!(jobs.len() == 8 && jobs.values().all(|&count| count > 10) && ends > 10, "{jobs:?} {ends}");
+    assert!(jobs.len() == 9 && jobs.values().all(|&count| count > 10) && ends > 10, "{jobs:?} {ends}");
 }

@@ -1,6 +1,7 @@
 //! What jobs cost: a transformer's work and bytes by its shape, and the devices that do it.
 
 use crate::act::JobName;
+use baton_plan::{BlockProfile, EndsProfile, Growth, ModelProfile};
 use baton_protocol::run::{Backbone, Settings};
 use baton_protocol::{codec::Precision, message::Message};
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,32 @@ impl Costs {
                 Message::Assign(assign) => states(assign.states.len()),
                 _ => 0.0,
             }
+    }
+
+    /// The model as the planner is told of it: a sample counts as one token, its hidden state as one of that many numbers.
+    pub fn profile(&self, blocks: u16, settings: &Settings) -> ModelProfile {
+        let growth = |bytes: f64| Growth { linear: bytes as u64, quadratic: 0 };
+        let block = BlockProfile {
+            work: 1.0,
+            frozen: [self.weights as u64; 4],
+            adapters: self.adapters as u64,
+            state: self.state as u64,
+            kept: growth(self.kept),
+            input: growth(self.kept),
+            open: growth(self.open),
+            open_recompute: growth(self.open),
+        };
+        let numbers = match settings.boundary {
+            Precision::F32 => self.boundary / 4.0,
+            Precision::F16 => self.boundary / 2.0,
+        };
+        ModelProfile {
+            blocks: vec![block; blocks.into()],
+            ends: EndsProfile { frozen: [self.ends as u64; 4], trained: 0, open: Growth::default() },
+            tokens: 1,
+            hidden: numbers as u64,
+            buffers: Growth::default(),
+        }
     }
 
     /// Bytes that a stage of so many blocks holds with so many micro-batches in flight.

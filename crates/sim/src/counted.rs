@@ -137,6 +137,7 @@ impl Model for Counted {
             manifest: Vec::new(),
             profile: Some(even_profile(self.blocks)),
             committed: Step(0),
+            judged: false,
             states: Vec::new(),
             head: false,
         }

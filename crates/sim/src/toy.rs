@@ -449,6 +449,7 @@ impl Model for ToyModel {
             manifest: Vec::new(),
             profile: Some(even_profile(self.toy.blocks)),
             committed: Step(0),
+            judged: false,
             states: Vec::new(),
             head: self.toy.head,
         }

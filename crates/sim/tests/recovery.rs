@@ -13,6 +13,8 @@ use std::time::Duration;
 fn scenario(peers: u32, steps: u32) -> Scenario {
     let mut scenario = Scenario::new(peers, 4);
     scenario.settings.steps = steps;
+    // Far devices are left out where that is faster.
+    scenario.max_delay = 3_000;
     scenario.settings.evaluate_every = 0;
     scenario
 }
@@ -178,17 +180,24 @@ fn a_slow_device_is_left_fewer_blocks_and_the_room_settles() {
         let mut scenario = scenario(3, 1_500);
         scenario.toy.blocks = 12;
         let mut world = World::new(scenario, seed).unwrap();
+        // Known to be slow from the start in half of the rooms, slow all at once in the others.
+        if seed % 2 == 1 {
+            world.run_until(|world| world.committed.len() == 40).unwrap();
+        }
         world.slow_down(peer(1), 6);
+        let slow_from = world.committed.len();
         world.settle().unwrap();
         world.assert_equals_reference();
         let share =
             |id| blocks(&world).iter().find(|(owner, _)| *owner == id).map_or(0, |(_, own)| own.len());
         assert!(share(peer(1)) <= 2 && share(peer(0)).abs_diff(share(peer(2))) <= 2, "{:?}", blocks(&world));
         assert!(newest_plan(&world).0 <= 8, "it goes on moving: {:?}", newest_plan(&world));
-        // Before anything was known of them, and in the end.
-        let (first, last) = (&world.committed[..4], &world.committed[world.committed.len() - 61..]);
+        // As it became slow, and in the end.
+        let (first, last) =
+            (&world.committed[slow_from..][..4], &world.committed[world.committed.len() - 61..]);
         let time =
             |steps: &[(_, Duration)]| (steps[steps.len() - 1].1 - steps[0].1) / (steps.len() as u32 - 1);
-        assert!(time(last) * 5 < time(first) * 4, "{:?} and then {:?}", time(first), time(last));
+        let share = if seed % 2 == 1 { 0.8 } else { 1.2 };
+        assert!(time(last) < time(first).mul_f64(share), "{:?} and then {:?}", time(first), time(last));
     }
 }

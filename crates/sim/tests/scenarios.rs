@@ -59,11 +59,12 @@ fn a_mixed_room_survives_a_locked_screen_and_ends() {
     let outcome = run("mixed");
     let of = |name: &str| outcome.trace.lives.values().find(|life| life.name == name).unwrap();
     assert!(of("old").peak_memory > 1e7 && of("hot").busy(&outcome.time) > Duration::from_secs(10));
-    // The first plans know nothing of the devices; later ones are made of what the steps took.
+    // The first plan knows what the devices measured; later ones what they came to.
     let undisturbed: Vec<Duration> =
         outcome.steps.iter().filter(|step| step.bound.is_some()).map(|step| step.took).collect();
     let (first, last) = (undisturbed[0], undisturbed[undisturbed.len() - 1]);
-    assert!(last < first.mul_f64(0.8), "{first:?} {last:?}");
+    assert!(last < first.mul_f64(1.1), "{first:?} {last:?}");
+    assert!(of("old").blocks.len() < of("fast").blocks.len());
 }
 
 #[test]
@@ -105,16 +106,15 @@ fn names_from_a_scenario_are_text_in_the_picture() {
 }
 
 #[test]
-fn a_device_without_the_memory_is_killed_and_the_others_go_on() {
+fn a_device_is_given_no_more_than_it_has_the_memory_for() {
     let text =
         std::fs::read_to_string(format!("{}/scenarios/even.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let text = format!("{text}\n[[devices]]\nname = \"small\"\ngflops = 20\nmemory_mb = 50\n");
     let outcome = Scenario::parse(&text).unwrap().run(0).unwrap();
     assert_eq!(outcome.violation, None);
     let small = outcome.trace.lives.values().find(|life| life.name == "small").unwrap();
-    assert!(small.gone.is_some() && small.peak_memory > 50e6);
-    assert!(outcome.recoveries.iter().any(|recovery| recovery.what == "small was killed"));
-    assert_eq!(outcome.plan.unwrap().stages.len(), 4);
+    assert!(small.gone.is_none() && small.peak_memory < 50e6);
+    assert!(outcome.recoveries.is_empty());
 }
 
 #[test]

@@ -927,8 +927,18 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             (self.tell)(HostEvent::Judged { done: *done, judgement: *judgement });
         }
         (self.reports, self.judgements) = (reports, judged);
-        let start =
-            Start { settings, blocks, source, config, manifest: bytes, profile, committed, states, head };
+        let start = Start {
+            settings,
+            blocks,
+            source,
+            config,
+            manifest: bytes,
+            profile,
+            committed,
+            judged: self.judgements.last().is_some_and(|(done, _)| *done == committed.0),
+            states,
+            head,
+        };
         self.handle(Event::Start(Box::new(start)));
         Ok(())
     }

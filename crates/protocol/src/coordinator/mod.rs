@@ -10,17 +10,18 @@ mod room;
 mod roster;
 mod state;
 mod step;
+mod survey;
 mod watch;
 
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::link::Lane;
-use crate::message::{BlockBytes, Device, Measure, Message, RoomState, Times};
+use crate::message::{BlockBytes, Device, Measure, Message, RoomState};
 use crate::pulse::Presence;
 use crate::run::{ModelSource, Settings};
 use crate::stage::{Failure, HEARTBEAT};
-use baton_plan::{HostProfile, ModelProfile};
-use state::{Drive, End, Kind, Peer, Run};
+use baton_plan::{HostProfile, LinkProfile, ModelProfile};
+use state::{Compute, Drive, End, Kind, Peer, Run};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -109,6 +110,8 @@ pub struct Start {
     pub manifest: Vec<u8>,
     /// Steps that are done already, in a run that goes on from what was kept of it; otherwise none.
     pub committed: Step,
+    /// Whether the model was judged as it was after them.
+    pub judged: bool,
     /// Adapters to start from; empty for fresh ones.
     pub states: Vec<BlockBytes>,
     /// Bytes and relative work of the model's blocks, for the planner; without it every block is as any other.
@@ -304,6 +307,14 @@ pub struct DeviceView {
     pub presence: Presence,
     /// Blocks that it has ready without running them.
     pub standby: Option<Range<u16>>,
+    /// Whether it measures itself for the run.
+    pub measuring: bool,
+    /// Seconds that the forward and the backward pass of a block take it together, as the run has it.
+    pub pace: Option<f64>,
+    /// Bytes that it can spare for a stage, found out no further than the model could need.
+    pub memory: Option<u64>,
+    /// Its link to the host.
+    pub link: Option<LinkProfile>,
 }
 
 /// A reason as it came from the network, cut to what a person reads.
@@ -322,6 +333,12 @@ pub struct Coordinator {
     outputs: VecDeque<Output>,
     heartbeat: Duration,
     host_progress: (u64, u64),
+    /// The last number of a question about speed.
+    questions: u32,
+    /// What devices measure themselves on, for the run in force or the last one.
+    question: Option<Measure>,
+    /// What the host measured.
+    own_profile: Option<HostProfile>,
     /// When it was last told anything.
     now: Duration,
 }
@@ -338,6 +355,9 @@ impl Coordinator {
             outputs: VecDeque::new(),
             heartbeat: now,
             host_progress: (0, 0),
+            questions: 0,
+            question: None,
+            own_profile: None,
             now,
         }
     }
@@ -390,6 +410,7 @@ impl Coordinator {
         self.forgive(late);
         self.dismiss_the_silent();
         self.dismiss_the_idle();
+        self.dismiss_the_unmeasured();
         for peer in self.linked_peers() {
             self.send(peer, Message::Heartbeat);
         }
@@ -429,6 +450,8 @@ impl Coordinator {
             let blocks = plan.and_then(|plan| plan.shape.blocks_of(id));
             let warms = peer.warm.as_ref().is_some_and(|warm| !warm.done) && blocks.is_none();
             let loads = blocks.is_some() && peer.ready != Some(self.generation);
+            let profile = peer.compute.tracker().map(baton_plan::Tracker::profile);
+            let samples = self.run.as_ref().map_or(1, Run::samples);
             DeviceView {
                 peer: id,
                 // A device that cannot be given work yet is still connecting.
@@ -441,6 +464,10 @@ impl Coordinator {
                     .as_ref()
                     .filter(|warm| warm.done && blocks.is_none())
                     .map(|w| w.blocks.clone()),
+                measuring: matches!(peer.compute, Compute::Asked { .. }),
+                pace: profile.as_ref().map(|p| p.forward.at(samples) + p.backward.at(samples)),
+                memory: profile.map(|profile| profile.memory).filter(|memory| *memory < u64::MAX),
+                link: peer.probe.link(),
             }
         };
         self.peers.iter().map(view).collect()
@@ -511,8 +538,11 @@ impl Coordinator {
                 self.send(from, Message::Welcome(device));
                 self.send(from, Message::Room(state));
                 self.outputs.push_back(Output::Changed);
+                self.probe();
                 self.came();
             }
+            Message::Measured { id, profile } => self.measured(from, id, profile),
+            Message::Probed { id, .. } => self.probed(from, id),
             Message::Goodbye { reason } => {
                 self.outputs.push_back(Output::Disconnect { peer: from });
                 self.lost(from, &short(&reason));
@@ -579,7 +609,7 @@ impl Coordinator {
                 if grad_sum_of_squares.is_finite() && grad_sum_of_squares >= 0.0 {
                     if open.norms.insert(Some(from), grad_sum_of_squares).is_none() {
                         run.stir(now);
-                        self.timed(from, times);
+                        self.timed(from, &times);
                     }
                 } else {
                     let words = format!("its gradient's sum of squares is {grad_sum_of_squares}");
@@ -609,17 +639,6 @@ impl Coordinator {
         }
     }
 
-    /// What a step took a stage, as times for a block and a micro-batch.
-    fn timed(&mut self, from: PeerId, times: Times) {
-        let Some(run) = &self.run else { return };
-        let Some(blocks) = run.plan.shape.blocks_of(from) else { return };
-        let passes = f64::from(run.start.settings.micro_batches) * blocks.len() as f64;
-        if let Some(peer) = self.peers.get_mut(&from) {
-            let sum = |times: &[Duration]| times.iter().map(Duration::as_secs_f64).sum::<f64>();
-            peer.pace.add(sum(&times.forward) / passes, sum(&times.backward) / passes);
-        }
-    }
-
     fn start(&mut self, start: Start) {
         if self.run.as_ref().is_some_and(|run| run.end.is_none()) {
             return;
@@ -641,13 +660,7 @@ impl Coordinator {
         self.run = Some(Run::new(start, self.generation, texts, self.now));
         match nonsense {
             Some(reason) => self.end(End::Failed(reason)),
-            None => {
-                let shape = self.design();
-                self.put(shape);
-                if self.run.as_ref().is_some_and(|run| run.committed.0 >= run.start.settings.steps) {
-                    self.end(End::Finished);
-                }
-            }
+            None => self.survey(),
         }
     }
 

@@ -6,53 +6,67 @@
 
 use super::state::{Intent, OpenStep, Plan, Run, Shape, Warm};
 use super::{Coordinator, Drive, Output, RoomState};
-use crate::ids::{Generation, PeerId, StageIndex, Step};
+use crate::ids::{Generation, PeerId, StageIndex};
 use crate::message::{Assign, Message};
 use baton_plan::even_split;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
-/// A plan is left for another one only if that is faster by this much...
+/// Where no times are known, a plan is left for another one only if its longest stage is as much shorter as this, ...
 const WORTH: f64 = 0.9;
 /// ... and at least so many steps are left to be made with it.
 const STEPS_LEFT: u32 = 2;
 /// Another order of the same devices must be faster by this much.
 const REORDER: f64 = 0.8;
+/// A device that would do its part is left without one only if all that is left of the run is shorter by so many seconds
+/// without it: with a small model the way to another device takes longer than its work.
+const LEAVE_OUT: f64 = 60.0;
+/// In a larger room the order of the devices is the one in which they came, and only their shares are chosen: the search
+/// would take seconds.
+const MOST_PLANNED: usize = 24;
 /// How often at most when somebody does.
 const RECONSIDER: Duration = Duration::from_millis(500);
 /// How often a better plan is looked for while nobody comes or goes.
 const CONSIDER: Duration = Duration::from_secs(5);
-/// How long the same devices keep their shares after these were changed once; twice as long after each time more.
-const DWELL: Duration = Duration::from_secs(10);
-/// So often that doubles.
-const MOST_DWELL: u32 = 4;
-/// ... unless a plan is as much faster as this.
-const FAR_OFF: f64 = 0.6;
 
 impl Coordinator {
-    /// The best plan for the devices that are there, whatever the one in force.
-    pub(super) fn design(&mut self) -> Shape {
-        let Some(run) = &self.run else { return Shape { host: 0..0, stages: Vec::new() } };
-        let usable = self.usable();
-        let rested = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.rests_until <= self.now);
-        let mut chosen: Vec<PeerId> = usable.iter().copied().filter(rested).collect();
-        if chosen.is_empty() {
-            chosen = usable;
+    /// The best plan for the devices that are there, whatever the one in force; or why there is none, in words.
+    pub(super) fn design(&mut self) -> Result<Shape, String> {
+        let Some(run) = &self.run else { return Ok(Shape { host: 0..0, stages: Vec::new() }) };
+        let blocks = run.start.blocks;
+        let (usable, mut all) = (self.usable(), self.usable());
+        all.retain(|id| self.may_work(*id));
+        if all.is_empty() && !usable.is_empty() {
+            return Err("The devices that are here measure themselves before they are given work.".into());
         }
         // Who has a stage keeps its place in the ring.
-        chosen.sort_by_key(|id| run.plan.position(*id).unwrap_or(usize::MAX));
-        let blocks = run.start.blocks;
-        if let Some(shape) = self.found_before(&chosen) {
-            return shape;
+        all.sort_by_key(|id| run.plan.position(*id).unwrap_or(usize::MAX));
+        let rested = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.rests_until <= self.now);
+        let mut chosen: Vec<PeerId> = all.iter().copied().filter(rested).collect();
+        if chosen.is_empty() {
+            chosen.clone_from(&all);
         }
-        let in_order = self.in_order(&chosen, blocks);
-        let shape = match self.planned(&chosen) {
-            Some(best) if self.is_much_faster(&best, &in_order) => best,
+        if let Some(shape) = self.found_before(&chosen) {
+            return Ok(shape);
+        }
+        let mut in_order = self.in_order(&chosen, blocks);
+        let mut best = None;
+        if chosen.len() <= MOST_PLANNED || !self.fits(&in_order) {
+            best = self.planned(&chosen);
+            if matches!(best, Some(Err(_))) && chosen.len() < all.len() {
+                chosen = all;
+                best = self.planned(&chosen);
+                in_order = self.in_order(&chosen, blocks);
+            }
+        }
+        let shape = match best {
+            Some(Ok(best)) if self.is_much_faster(&best, &in_order) => best,
+            Some(Err(words)) => return Err(words),
             _ => in_order,
         };
         self.keep_found(chosen, &shape);
-        shape
+        Ok(shape)
     }
 
     /// The devices in this order, each with so many blocks that the slowest stage is as fast as can be.
@@ -69,17 +83,19 @@ impl Coordinator {
         Shape { host, stages: stages.collect() }
     }
 
-    /// Whether a plan is worth another order of the devices, which moves most of the blocks.
+    /// Whether a plan is worth another order of the devices, which moves most of the blocks, or leaving some of them out,
+    /// whose owners came to take part.
     fn is_much_faster(&self, new: &Shape, old: &Shape) -> bool {
-        let fits = |shape: &Shape| self.fits(shape).unwrap_or(true);
-        match (self.step_time(new), self.step_time(old)) {
-            (Some(new), Some(old_time)) => new < REORDER * old_time || !fits(old),
-            _ => false,
-        }
+        let (Some(faster), Some(slower)) = (self.prediction(new), self.prediction(old)) else { return false };
+        let left =
+            self.run.as_ref().map_or(0, |run| run.start.settings.steps.saturating_sub(run.committed.0));
+        let saved = (slower.step - faster.step) * f64::from(left);
+        let leaves_out = new.stages.len() < old.stages.len();
+        !slower.fits() || (faster.step < REORDER * slower.step && (!leaves_out || saved >= LEAVE_OUT))
     }
 
     /// The plan nearest to the one in force without the devices that are not there any more.
-    fn mended(&mut self) -> Shape {
+    fn mended(&mut self) -> Result<Shape, String> {
         let Some(run) = &self.run else { return self.design() };
         let usable = self.usable();
         let old = &run.plan.shape;
@@ -87,7 +103,7 @@ impl Coordinator {
             return self.design();
         }
         let mut spares: Vec<PeerId> =
-            usable.iter().copied().filter(|id| old.position(*id).is_none()).collect();
+            usable.iter().copied().filter(|id| old.position(*id).is_none() && self.may_work(*id)).collect();
         let mut stages: Vec<(Option<PeerId>, Range<u16>)> = old
             .stages
             .iter()
@@ -107,26 +123,38 @@ impl Coordinator {
             let best = best.filter(|&index| is_free(&spares[index]));
             *owner = best.map(|index| spares.swap_remove(index));
         }
-        Shape { host: old.host.clone(), stages: close_gaps(stages) }
+        let nearest = Shape { host: old.host.clone(), stages: close_gaps(stages) };
+        if self.fits(&nearest) { Ok(nearest) } else { self.design() }
     }
 
     /// The plan in force has lost a device or a connection.
     pub(super) fn mend(&mut self) {
         match &mut self.run {
             Some(run) if run.end.is_some() => run.broken = true,
-            Some(_) => {
-                let shape = self.mended();
-                self.put(shape);
-            }
+            Some(run) if run.survey.is_some() => {}
+            Some(_) => match self.mended() {
+                Ok(shape) => self.put(shape),
+                Err(words) => self.wait_for_devices(words),
+            },
             None => {}
         }
+    }
+
+    /// Who is there is not enough: the run stands still until a device comes, or a person goes on with the host alone.
+    fn wait_for_devices(&mut self, words: String) {
+        let Some(run) = &mut self.run else { return };
+        let alone = Shape { host: 0..run.start.blocks, stages: Vec::new() };
+        run.deserted.get_or_insert(words);
+        self.put(alone);
+        self.broadcast(RoomState::Paused);
     }
 
     pub(super) fn mend_for_texts(&mut self) {
         let Some(run) = &self.run else { return };
         let wanted = !(run.infer_front.is_empty() && run.inferring.is_empty());
         if run.broken && wanted {
-            let shape = self.mended();
+            let alone = Shape { host: 0..run.start.blocks, stages: Vec::new() };
+            let shape = self.mended().unwrap_or(alone);
             self.put(shape);
         }
     }
@@ -142,20 +170,20 @@ impl Coordinator {
 
     /// Looks for a better plan than the one in force, and has everybody get ready for it; keeps spares ready.
     pub(super) fn consider(&mut self) {
-        let Some(run) = self.run.as_ref().filter(|run| run.is_live() && run.deserted.is_none()) else {
-            return;
-        };
+        let is_open = |run: &&Run| run.is_live() && run.deserted.is_none() && run.survey.is_none();
+        let Some(run) = self.run.as_ref().filter(is_open) else { return };
         if run.intent.is_none() && self.now >= run.consider_at {
-            let wanted = self.design();
-            let worth = self.run.as_ref().is_some_and(|run| self.is_worth(run, &wanted));
+            let wanted = self.design().ok();
+            let worth =
+                wanted.filter(|wanted| self.run.as_ref().is_some_and(|run| self.is_worth(run, wanted)));
             if let Some(run) = &mut self.run {
                 run.consider_at = self.now + CONSIDER;
                 run.considered = self.now;
-                if worth {
-                    run.balanced = (self.now, run.balanced.1.saturating_add(1));
+                if worth.is_some() {
+                    run.moved = (run.committed, run.moved.1.saturating_add(1));
                 }
             }
-            if worth {
+            if let Some(wanted) = worth {
                 self.intend(wanted);
             }
         }
@@ -164,29 +192,18 @@ impl Coordinator {
         }
     }
 
-    /// Whether a plan is so much better than the one in force that the way to it pays in the steps that are left.
+    /// Whether a plan is worth moving to.
     fn is_worth(&self, run: &Run, wanted: &Shape) -> bool {
-        let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
         let now = &run.plan.shape;
-        if wanted.stages.is_empty() || wanted == now || steps_left <= STEPS_LEFT {
+        if wanted.stages.is_empty() || wanted == now {
             return false;
         }
-        // The same devices in other proportions: the more often that was done, the longer it is left alone, unless it is
-        // far off.
-        let (last, times) = run.balanced;
-        let is_new = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.fresh);
-        let rests = !wanted.stages.iter().any(|(id, _)| is_new(id))
-            && self.now < last + DWELL.saturating_mul(1 << times.min(MOST_DWELL));
-        match (self.step_time(wanted), self.step_time(now)) {
-            (Some(new), Some(old)) if rests && new > FAR_OFF * old => false,
-            (Some(new), Some(old)) => {
-                let moved = moved(now, wanted);
-                let seconds = self.seconds_to_move(moved);
-                new < WORTH * old && (old - new) * f64::from(steps_left) > seconds
-            }
-            // A host that trains alone is relieved by whoever comes.
-            _ => !rests && (now.stages.is_empty() || longest(wanted) < WORTH * longest(now)),
+        if let Some(pays) = self.pays(run, wanted) {
+            return pays;
         }
+        // A host that trains alone is relieved by whoever comes.
+        let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
+        steps_left > STEPS_LEFT && (now.stages.is_empty() || longest(wanted) < WORTH * longest(now))
     }
 
     /// Decides on a plan to come.
@@ -203,14 +220,17 @@ impl Coordinator {
 
     /// Tells a device which blocks to have ready, if it does not know yet.
     fn keep_ready(&mut self, id: PeerId) {
-        let Some(run) = &self.run else { return };
+        let Some(run) = self.run.as_ref().filter(|_| self.may_work(id)) else { return };
         let intended = run.intent.as_ref().filter(|intent| intent.waiting.contains(&id));
         let blocks = match intended.and_then(|intent| intent.shape.blocks_of(id)) {
             Some(blocks) => blocks.clone(),
             None if run.plan.position(id).is_some() || run.plan.stages().is_empty() => return,
             None => match run.intent.as_ref().and_then(|intent| intent.shape.blocks_of(id)) {
                 Some(blocks) => blocks.clone(),
-                None => self.riskiest_stage(),
+                None => match self.riskiest_stage(id) {
+                    Some(blocks) => blocks,
+                    None => return,
+                },
             },
         };
         let Some(peer) = self.peers.get_mut(&id) else { return };
@@ -224,13 +244,27 @@ impl Coordinator {
         }
     }
 
-    /// The blocks that a spare stands by for: those of the device that dropped out most often, and among equals of the
-    /// one with the most blocks, which take the longest to load.
-    fn riskiest_stage(&self) -> Range<u16> {
-        let Some(run) = &self.run else { return 0..0 };
+    /// The blocks that a spare stands by for: of those that fit it, the ones of the device that dropped out most often,
+    /// and among equals of the one with the most blocks, which take the longest to load.
+    fn riskiest_stage(&self, spare: PeerId) -> Option<Range<u16>> {
+        let run = self.run.as_ref()?;
+        let stages = run.plan.stages();
         let strikes = |id: &PeerId| self.peers.get(id).map_or(0, |peer| peer.strikes);
-        let risk = |(id, blocks): &&(PeerId, Range<u16>)| (strikes(id), blocks.len(), std::cmp::Reverse(*id));
-        run.plan.stages().iter().max_by_key(risk).map_or(0..run.start.blocks, |(_, blocks)| blocks.clone())
+        let takes_over = |position: usize| {
+            let mut shape = run.plan.shape.clone();
+            shape.stages[position].0 = spare;
+            self.fits(&shape)
+        };
+        let risk = |position: &usize| {
+            let (id, blocks) = &stages[*position];
+            (strikes(id), blocks.len(), std::cmp::Reverse(*id))
+        };
+        let mut positions: Vec<usize> = (0..stages.len()).collect();
+        positions.sort_by_key(|position| std::cmp::Reverse(risk(position)));
+        positions
+            .into_iter()
+            .find(|position| takes_over(*position))
+            .map(|position| stages[position].1.clone())
     }
 
     /// A device has ready what it was told to.
@@ -320,7 +354,8 @@ impl Coordinator {
             return;
         };
         let now = self.now;
-        let ask = run.judging && run.committed == Step(0) && run.closing.is_none() && !run.asked_before;
+        let before = run.committed == run.start.committed;
+        let ask = run.judging && before && run.closing.is_none() && !run.asked_before;
         match run.drive {
             _ if run.deserted.is_some() => self.broadcast(RoomState::Paused),
             Drive::Held if !run.judging => self.outputs.push_back(Output::Loaded),
@@ -332,7 +367,7 @@ impl Coordinator {
             run.stir(now);
             if ask {
                 run.asked_before = true;
-                self.outputs.push_back(Output::Evaluate { done: Step(0) });
+                self.outputs.push_back(Output::Evaluate { done: run.committed });
             }
         }
         self.outputs.push_back(Output::Changed);
@@ -343,16 +378,6 @@ impl Coordinator {
 fn longest(shape: &Shape) -> f64 {
     let most = shape.stages.iter().map(|(_, blocks)| blocks.len()).max().unwrap_or(0);
     most.max(shape.host.len()) as f64
-}
-
-/// Blocks that a device has to get that it does not run now.
-fn moved(now: &Shape, wanted: &Shape) -> Vec<u16> {
-    let stages = wanted.stages.iter();
-    let new = stages.flat_map(|(id, blocks)| {
-        let own = now.blocks_of(*id).cloned().unwrap_or_default();
-        blocks.clone().filter(move |block| !own.contains(block))
-    });
-    new.collect()
 }
 
 /// Cuts blocks in stages of devices of these paces (seconds a block), so that the slowest stage is as fast as can be; a

@@ -1,6 +1,7 @@
-//! What the planner is told of the room, and what it says: profiles of the devices from the run's own times.
+//! What the planner is told of the room, and what it says: profiles of the devices as they measured themselves and as the
+//! run's own times have them since.
 //!
-//! A device that was not timed yet is taken for one like the median of the others; where none was, all are alike.
+//! A device that was not measured yet is taken for one like the median of the others; where none was, all are alike.
 
 use super::Coordinator;
 use super::state::{Answer, Run, Shape};
@@ -8,9 +9,12 @@ use crate::codec::Precision;
 use crate::ids::PeerId;
 use crate::run::{Backbone, Settings};
 use baton_plan::{
-    BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, LinkProfile, Options, Partition,
-    PeerProfile, Prediction, Recompute, Room, StagePlan, Storage, plan, predict,
+    BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile, ModelProfile,
+    Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation, StagePlan, Storage,
+    fetch_time, fetches, plan, predict,
 };
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a device on a home network reaches, until it is measured: 5 MB/s and 10 ms.
 const LINK: LinkProfile = LinkProfile { up: 5e6, down: 5e6, round_trip: 0.01 };
@@ -21,20 +25,35 @@ const ALIKE: f64 = 0.25;
 const SAME: f64 = 0.1;
 /// Seconds in which everybody stops, loads what it has ready and connects to new neighbours.
 const TURN: f64 = 2.0;
+/// Bytes a second that the model's files come with, all devices together: from their own disks and from each other.
+const SOURCE: f64 = 1e12;
+/// A plan that takes no more than this share of a step's time is moved to even if the last move was a short time ago.
+const FAR_OFF: f64 = 0.6;
 
 impl Coordinator {
-    /// The planner's own plan for these devices; none where the model or every device is unknown to it, or nothing fits.
-    pub(super) fn planned(&self, devices: &[PeerId]) -> Option<Shape> {
+    /// The planner's own plan for these devices, or why nothing fits, in words; none where the model or every device is
+    /// unknown to it.
+    pub(super) fn planned(&self, devices: &[PeerId]) -> Option<Result<Shape, String>> {
         let run = self.run.as_ref()?;
         let model = run.start.profile.as_ref()?;
         let room = self.room(run, devices)?;
-        let found = plan(&room, model, &options(&run.start.settings)).ok()?;
+        let mut options = options(&run.start.settings);
+        if devices.is_empty() {
+            options.host_blocks = run.start.blocks;
+        }
+        let found = match plan(&room, model, &options) {
+            Ok(found) => found,
+            Err(PlanError::Refused(refusal)) => {
+                return Some(Err(sentence(&refusal.words(|node| self.name_of(node, devices)))));
+            }
+            Err(_) => return None,
+        };
         let stage = |stage: StagePlan| {
             let DeviceIndex(index) = *stage.devices.first()?;
             Some((*devices.get(usize::from(index))?, stage.blocks))
         };
         let stages: Option<Vec<_>> = found.partition.stages.into_iter().map(stage).collect();
-        Some(Shape { host: found.partition.host, stages: stages? })
+        Some(Ok(Shape { host: found.partition.host, stages: stages? }))
     }
 
     /// What was found best for these devices, as long as they take as long for a block as they did then.
@@ -54,84 +73,154 @@ impl Coordinator {
         }
     }
 
-    /// Seconds of a step with a plan, if enough is known to tell.
-    pub(super) fn step_time(&self, shape: &Shape) -> Option<f64> {
-        Some(self.prediction(shape)?.step)
-    }
-
-    /// Whether every device has the memory for its part of a plan, if enough is known to tell.
-    pub(super) fn fits(&self, shape: &Shape) -> Option<bool> {
-        Some(self.prediction(shape)?.fits())
-    }
-
-    fn prediction(&self, shape: &Shape) -> Option<Prediction> {
+    /// What a plan takes and needs, if enough is known to tell.
+    pub(super) fn prediction(&self, shape: &Shape) -> Option<Prediction> {
         let run = self.run.as_ref()?;
-        let model = run.start.profile.as_ref()?;
         let devices: Vec<PeerId> = shape.stages.iter().map(|(id, _)| *id).collect();
+        let partition = partition(run, shape, &devices)?;
+        predict(
+            &self.room(run, &devices)?,
+            run.start.profile.as_ref()?,
+            &options(&run.start.settings),
+            &partition,
+        )
+        .ok()
+    }
+
+    /// Whether every device has the memory for its part of a plan, as far as is known.
+    pub(super) fn fits(&self, shape: &Shape) -> bool {
+        self.prediction(shape).is_none_or(|prediction| prediction.fits())
+    }
+
+    /// Whether a plan is so much better than the one in force that the way to it pays in the steps that are left, if
+    /// enough is known to tell.
+    pub(super) fn pays(&self, run: &Run, wanted: &Shape) -> Option<bool> {
+        let now = &run.plan.shape;
+        let mut devices: Vec<PeerId> = now.stages.iter().chain(&wanted.stages).map(|(id, _)| *id).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        let (model, options) = (run.start.profile.as_ref()?, options(&run.start.settings));
         let room = self.room(run, &devices)?;
-        let options = options(&run.start.settings);
-        let stages = (0..).zip(&shape.stages).map(|(index, (_, blocks))| StagePlan {
-            devices: vec![DeviceIndex(index)],
-            blocks: blocks.clone(),
-            recompute: run.start.settings.recompute,
-        });
-        let partition = Partition {
-            micro_batches: run.start.settings.micro_batches,
-            storage: *options.storages.first()?,
-            boundary: *options.boundaries.first()?,
-            host: shape.host.clone(),
-            host_recompute: run.start.settings.recompute,
-            stages: stages.collect(),
+        let (from, to) = (partition(run, now, &devices)?, partition(run, wanted, &devices)?);
+        let (current, candidate) =
+            (predict(&room, model, &options, &from).ok()?, predict(&room, model, &options, &to).ok()?);
+        if current.fits() != candidate.fits() {
+            return Some(candidate.fits());
+        }
+        // A device that is new to the room, or a plan that is far off, is not kept waiting by the moves before.
+        let is_new = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.fresh);
+        let at_once =
+            wanted.stages.iter().any(|(id, _)| is_new(id)) || candidate.step <= FAR_OFF * current.step;
+        let (last, moves) = run.moved;
+        let situation = Situation {
+            current: current.step,
+            candidate: candidate.step,
+            move_time: TURN + fetch_time(&room, &fetches(model, &from, &to), SOURCE),
+            lost: 0.0,
+            steps_left: run.start.settings.steps.saturating_sub(run.committed.0),
+            steps_since: run.committed.0.saturating_sub(last.0),
+            moves: if at_once { 0 } else { moves },
         };
-        predict(&room, model, &options, &partition).ok()
+        Some(Hysteresis::default().worth_moving(&situation).moves())
     }
 
-    /// Seconds until these blocks are where they are to be: the bytes over an ordinary link, and the turn itself.
-    pub(super) fn seconds_to_move(&self, blocks: Vec<u16>) -> f64 {
-        let bytes = self.run.as_ref().and_then(|run| {
-            let model = run.start.profile.as_ref()?;
-            let storage = Storage::ALL.iter().position(|s| *s == storage(run.start.settings.backbone))?;
-            let block =
-                |block: u16| model.blocks.get(usize::from(block)).map_or(0, |block| block.frozen[storage]);
-            Some(blocks.into_iter().map(block).sum::<u64>())
-        });
-        TURN + bytes.unwrap_or(0) as f64 / LINK.down
-    }
-
-    /// Seconds of a forward and a backward pass of a block for each of these devices; none where nobody was timed. Times
-    /// that differ from the median by less than chance may make them differ are the median.
+    /// Seconds of a forward and a backward pass of a block for each of these devices; none where nobody was timed.
     pub(super) fn paces(&self, devices: &[PeerId]) -> Option<Vec<[f64; 2]>> {
-        let pace = |id: &PeerId| self.peers.get(id).and_then(|peer| peer.pace.get());
-        let sum = |[forward, backward]: [f64; 2]| forward + backward;
-        let mut known: Vec<[f64; 2]> =
-            devices.iter().filter_map(pace).filter(|pace| sum(*pace) > 0.0).collect();
-        known.sort_by(|a, b| sum(*a).total_cmp(&sum(*b)));
-        let usual = *known.get(known.len() / 2)?;
-        let alike = |pace: &[f64; 2]| (sum(*pace) - sum(usual)).abs() < ALIKE * sum(usual);
-        let other = |id: &PeerId| pace(id).filter(|pace| sum(*pace) > 0.0 && !alike(pace));
-        Some(devices.iter().map(|id| other(id).unwrap_or(usual)).collect())
+        let run = self.run.as_ref()?;
+        Some(self.profiles(run, devices)?.iter().map(|profile| pace(profile, run)).collect())
+    }
+
+    /// What these devices can do; none where nobody was timed. Times that differ from the median by less than chance may
+    /// make them differ are the median.
+    fn profiles(&self, run: &Run, devices: &[PeerId]) -> Option<Vec<DeviceProfile>> {
+        let own = |id: &PeerId| {
+            self.peers.get(id).and_then(|peer| peer.compute.tracker()).map(baton_plan::Tracker::profile)
+        };
+        let all: Vec<Option<DeviceProfile>> = devices.iter().map(own).collect();
+        let time = |profile: &DeviceProfile| pace(profile, run).iter().sum::<f64>();
+        let mut known: Vec<(f64, &DeviceProfile)> =
+            all.iter().flatten().map(|profile| (time(profile), profile)).collect();
+        known.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (usual_time, usual) = known.get(known.len() / 2)?;
+        let alike = |profile: &DeviceProfile| (time(profile) - usual_time).abs() < ALIKE * usual_time;
+        let usual_with = |memory| DeviceProfile { memory, ..(*usual).clone() };
+        let profile = |own: &Option<DeviceProfile>| match own {
+            Some(own) if alike(own) => usual_with(own.memory),
+            Some(own) => own.clone(),
+            None => usual_with(u64::MAX),
+        };
+        Some(all.iter().map(profile).collect())
     }
 
     fn room(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
-        let samples = run.start.settings.batch_size.div_ceil(run.start.settings.micro_batches.into()).max(1);
-        let paces = self.paces(devices)?;
-        let profile = |[forward, backward]: [f64; 2]| {
-            Some(DeviceProfile {
-                memory: u64::MAX,
-                forward: Curve::new([(samples, forward)]).ok()?,
-                backward: Curve::new([(samples, backward)]).ok()?,
-                update: 0.0,
-                slowness: 1.0,
-            })
+        let link = |id: &PeerId| self.peers.get(id).and_then(|peer| peer.probe.link()).unwrap_or(LINK);
+        let profiles = if devices.is_empty() { Vec::new() } else { self.profiles(run, devices)? };
+        let host = match (&self.own_profile, profiles.first()) {
+            (Some(own), _) => own.clone(),
+            // Its blocks, if it has any, are all that it is judged by.
+            (None, Some(first)) => {
+                let nothing = Curve::new([(1, 0.0)]).ok()?;
+                let device = DeviceProfile { memory: u64::MAX, ..first.clone() };
+                HostProfile { device, front: nothing.clone(), head: nothing }
+            }
+            (None, None) => return None,
         };
-        let peers = paces.iter().map(|pace| Some(PeerProfile { device: profile(*pace)?, link: LINK }));
-        let nothing = Curve::new([(1, 0.0)]).ok()?;
+        let peers = devices.iter().zip(profiles);
         Some(Room {
-            host: HostProfile { device: profile(*paces.first()?)?, front: nothing.clone(), head: nothing },
-            devices: peers.collect::<Option<Vec<_>>>()?,
-            wires: std::collections::BTreeMap::new(),
+            host,
+            devices: peers.map(|(id, device)| PeerProfile { device, link: link(id) }).collect(),
+            wires: BTreeMap::new(),
         })
     }
+}
+
+/// Seconds of a forward and of a backward pass of a block.
+fn pace(profile: &DeviceProfile, run: &Run) -> [f64; 2] {
+    let samples = run.samples();
+    let forward = profile.forward.at(samples);
+    let again = if run.start.settings.recompute { forward } else { 0.0 };
+    [forward, profile.backward.at(samples) + again]
+}
+
+/// A plan as the planner writes it; these devices are those of its room.
+fn partition(run: &Run, shape: &Shape, devices: &[PeerId]) -> Option<Partition> {
+    let settings = &run.start.settings;
+    let options = options(settings);
+    let stage = |(id, blocks): &(PeerId, Range<u16>)| {
+        let index = devices.iter().position(|device| device == id)?;
+        let devices = vec![DeviceIndex(u16::try_from(index).ok()?)];
+        Some(StagePlan { devices, blocks: blocks.clone(), recompute: settings.recompute })
+    };
+    Some(Partition {
+        micro_batches: settings.micro_batches,
+        storage: *options.storages.first()?,
+        boundary: *options.boundaries.first()?,
+        host: shape.host.clone(),
+        host_recompute: settings.recompute,
+        stages: shape.stages.iter().map(stage).collect::<Option<_>>()?,
+    })
+}
+
+/// Bytes that a model takes that a single device runs beside its host, both together; none if the planner cannot tell.
+pub(super) fn whole(run: &Run) -> Option<u64> {
+    let model: &ModelProfile = run.start.profile.as_ref()?;
+    let time = Curve::new([(1, 1.0)]).ok()?;
+    let device = DeviceProfile {
+        memory: u64::MAX,
+        forward: time.clone(),
+        backward: time.clone(),
+        update: 0.0,
+        slowness: 1.0,
+    };
+    let room = Room {
+        host: HostProfile { device: device.clone(), front: time.clone(), head: time },
+        devices: vec![PeerProfile { device, link: LinkProfile::IDEAL }],
+        wires: BTreeMap::new(),
+    };
+    let shape = Shape { host: 0..0, stages: vec![(PeerId::HOST, 0..run.start.blocks)] };
+    let partition = partition(run, &shape, &[PeerId::HOST])?;
+    let loads = predict(&room, model, &options(&run.start.settings), &partition).ok()?.loads;
+    Some(loads.iter().map(|load| load.memory.total()).fold(0, u64::saturating_add))
 }
 
 /// What a run leaves the planner to choose: who runs which blocks, and nothing else.
@@ -159,4 +248,10 @@ fn storage(backbone: Backbone) -> Storage {
         Backbone::Int8 => Storage::Int8,
         Backbone::Nf4 => Storage::Nf4,
     }
+}
+
+/// Words with a capital letter in front.
+fn sentence(words: &str) -> String {
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }

@@ -31,13 +31,15 @@ impl Coordinator {
             Lane::Bulk => peer.bulk = true,
         }
         self.outputs.push_back(Output::Changed);
+        self.probe();
         self.came();
     }
 
     /// Somebody may have become usable. A run that waits for lack of devices goes on with whoever it is.
     pub(super) fn came(&mut self) {
+        self.measure_newcomers();
         let waits = self.run.as_ref().is_some_and(|run| run.is_live() && run.deserted.is_some());
-        if waits && !self.usable().is_empty() {
+        if waits && self.usable().into_iter().any(|id| self.may_work(id)) {
             if let Some(run) = &mut self.run {
                 run.deserted = None;
             }
@@ -95,7 +97,8 @@ impl Coordinator {
     }
 
     fn gone_from_the_plan(&mut self, id: PeerId, name: &str, reason: &str) {
-        let nobody_left = self.usable().is_empty();
+        let nobody_left = !self.usable().into_iter().any(|id| self.may_work(id));
+        self.survey_if_complete();
         let Some(run) = &mut self.run else { return };
         if run.intent.as_ref().is_some_and(|intent| intent.shape.position(id).is_some()) {
             run.intent = None;
@@ -105,11 +108,16 @@ impl Coordinator {
         }
         if run.is_live() && nobody_left {
             run.deserted = Some(format!(
-                "{name} left ({reason}) and no other device is here. Let one join, or resume to go on with this device alone."
+                "{name} left ({reason}) and no other device is ready. Let one join, or resume to go on with this device alone."
             ));
         }
         self.mend();
         self.reconsider();
+    }
+
+    /// Whether all is known of a device that must be known before it is given work.
+    pub(super) fn may_work(&self, id: PeerId) -> bool {
+        self.run.as_ref().is_some_and(|run| run.start.profile.is_none()) || self.is_surveyed(id)
     }
 
     /// What a person calls a device.

@@ -1,5 +1,6 @@
 //! What the coordinator remembers: its peers, the plan in force, the step that is open and the one that closes.
 
+use super::survey::Probe;
 use super::{Job, Start, StepReport};
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
@@ -8,6 +9,7 @@ use crate::pulse::Presence;
 use crate::run::Settings;
 use crate::schedule::Schedule;
 use crate::stage::MAX_INFERS;
+use baton_plan::Tracker;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -44,44 +46,57 @@ pub(super) struct Peer {
     pub(super) rests_until: Duration,
     /// How often it called what a neighbour sent unreadable.
     pub(super) accusations: u8,
-    /// What its passes took in the last steps.
-    pub(super) pace: Pace,
+    /// Its link to the host.
+    pub(super) probe: Probe,
+    /// How fast it is, and what it can hold.
+    pub(super) compute: Compute,
 }
 
-/// Seconds that a forward and a backward pass of a micro-batch took a device for a block, in its last steps.
+/// What is known of how fast a device is.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
-    recent: VecDeque<[f64; 2]>,
+pub(super) enum Compute {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// It measures itself.
+    Asked {
+        /// The number of the question.
+        id: u32,
+        /// From when on.
+        since: Duration,
+    },
+    /// What it measured, or what its first step took, followed through the run.
+    Known {
+        /// The number of the question.
+        id: u32,
+        /// With its times in the run.
+        tracker: Tracker,
+    },
 }
 
-impl Pace {
-    /// Steps that count. One that was disturbed does not move their median: the first of a plan compiles kernels, and any
-    /// may have met another program.
-    const STEPS: usize = 9;
-    /// Steps before which nothing is said.
-    const KNOWN: usize = 3;
-
-    pub(super) fn add(&mut self, forward: f64, backward: f64) {
-        if forward.is_finite() && backward.is_finite() {
-            self.recent.push_back([forward, backward]);
-            if self.recent.len() > Self::STEPS {
-                self.recent.pop_front();
-            }
-        }
+impl Compute {
+    pub(super) fn is_asked(&self, question: u32) -> bool {
+        matches!(self, Self::Asked { id, .. } if *id == question)
     }
 
-    /// The medians of both.
-    pub(super) fn get(&self) -> Option<[f64; 2]> {
-        let median = |which: usize| {
-            let mut times: Vec<f64> = self.recent.iter().map(|times| times[which]).collect();
-            times.sort_by(f64::total_cmp);
-            times.get(times.len() / 2).copied()
-        };
-        if self.recent.len() < Self::KNOWN {
-            return None;
-        }
-        Some([median(0)?, median(1)?])
+    pub(super) fn answers(&self, question: u32) -> bool {
+        matches!(self, Self::Known { id, .. } if *id == question)
     }
+
+    pub(super) fn tracker(&self) -> Option<&Tracker> {
+        match self {
+            Self::Known { tracker, .. } => Some(tracker),
+            Self::Unknown | Self::Asked { .. } => None,
+        }
+    }
+}
+
+/// Before the first plan, devices measure themselves.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub(super) since: Duration,
+    /// Whether the host has to, and has not yet.
+    pub(super) host: bool,
 }
 
 /// Blocks that a device was told to have ready.
@@ -110,7 +125,8 @@ impl Peer {
             strikes: 0,
             rests_until: now,
             accusations: 0,
-            pace: Pace::default(),
+            probe: Probe::default(),
+            compute: Compute::default(),
         }
     }
 
@@ -257,6 +273,8 @@ pub(super) struct Run {
     /// The plan of a run that is over has lost a device or a connection; it is mended when a text needs it.
     pub(super) broken: bool,
     pub(super) host_loaded: bool,
+    /// Devices measure themselves; nothing is planned yet.
+    pub(super) survey: Option<Survey>,
     pub(super) neighbours_lost: u8,
     pub(super) doubt: Option<Doubt>,
     /// When anything of the work was last heard.
@@ -268,8 +286,8 @@ pub(super) struct Run {
     pub(super) consider_at: Duration,
     /// When one was looked for last.
     pub(super) considered: Duration,
-    /// When a better plan was last decided on, and how often that was.
-    pub(super) balanced: (Duration, u32),
+    /// After how many steps a better plan was last decided on, and how often that was.
+    pub(super) moved: (Step, u32),
     /// What was found best last.
     pub(super) answer: Option<Answer>,
     /// Steps that are committed; the state that belongs to them.
@@ -280,7 +298,7 @@ pub(super) struct Run {
     pub(super) closing: Option<Closing>,
     /// The model is being judged, or will be when the step that closes is committed: no step begins.
     pub(super) judging: bool,
-    /// The judgement before the first step was asked for.
+    /// The judgement that was due before the first step was asked for.
     pub(super) asked_before: bool,
     pub(super) infer_front: VecDeque<u32>,
     pub(super) infer_head: VecDeque<(u32, Boundary)>,
@@ -300,6 +318,7 @@ impl Run {
             deserted: None,
             broken: false,
             host_loaded: false,
+            survey: None,
             neighbours_lost: 0,
             doubt: None,
             stirred: now,
@@ -307,12 +326,12 @@ impl Run {
             longest_step: Duration::ZERO,
             consider_at: now,
             considered: Duration::ZERO,
-            balanced: (now, 0),
+            moved: (start.committed, 0),
             answer: None,
             committed: start.committed,
             states,
             open: OpenStep::new(start.committed, &plan, &start.settings),
-            judging: start.committed.0 == 0 && start.settings.evaluates_after(0),
+            judging: !start.judged && start.settings.evaluates_after(start.committed.0),
             plan,
             start,
             closing: None,
@@ -340,6 +359,12 @@ impl Run {
     pub(super) fn into_texts(self) -> VecDeque<u32> {
         let on_the_way = self.infer_head.into_iter().map(|(request, _)| request);
         self.infer_front.into_iter().chain(on_the_way).chain(self.inferring).collect()
+    }
+
+    /// Samples of a micro-batch.
+    pub(super) fn samples(&self) -> u32 {
+        let settings = &self.start.settings;
+        settings.batch_size.div_ceil(u32::from(settings.micro_batches).max(1)).max(1)
     }
 
     /// Whether it makes steps, or will again.
@@ -433,4 +458,6 @@ pub(super) enum Kind {
     Apply,
     InferFront(u32),
     InferHead(u32),
+    /// The number of the question.
+    Measure(u32),
 }

@@ -51,7 +51,12 @@ impl Coordinator {
         if self.running.is_some() {
             return;
         }
-        let Some(run) = &mut self.run else { return };
+        if let Some(measure) = self.own_measure() {
+            self.running = Some((self.generation, Kind::Measure(measure.id)));
+            self.outputs.push_back(Output::Job(Job::Measure(Box::new(measure))));
+            return;
+        }
+        let Some(run) = self.run.as_mut().filter(|run| run.survey.is_none()) else { return };
         let generation = run.plan.generation;
         if !run.host_loaded {
             // A run that waits for devices loads nothing meanwhile: the host may be too small for all of it.
@@ -186,6 +191,7 @@ impl Coordinator {
             Kind::InferFront(request) | Kind::InferHead(request) => {
                 self.outputs.push_back(Output::Inferred { request, done: true });
             }
+            Kind::Measure(id) if self.question.as_ref().is_none_or(|question| question.id != id) => {}
             _ if generation != self.generation => {}
             _ => match self.sender_of(kind).filter(|_| failure == Failure::Input) {
                 Some(sender) => {
@@ -221,6 +227,10 @@ impl Coordinator {
     pub(super) fn done(&mut self, done: Done) {
         let Some((generation, kind)) = self.running.take() else { return };
         let (current, now) = (self.generation, self.now);
+        let done = match (kind, done) {
+            (Kind::Measure(id), Done::Measure(profile)) => return self.measured_itself(id, *profile),
+            (_, done) => done,
+        };
         let Some(run) = self.run.as_mut() else { return };
         run.stir(now);
         if generation != current {

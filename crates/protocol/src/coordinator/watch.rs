@@ -1,6 +1,6 @@
 //! Who does nothing: silent devices, and those that are heard and do not get on with their work.
 
-use super::state::Inquiry;
+use super::state::{Compute, Inquiry};
 use super::{Coordinator, Output};
 use crate::ids::{PeerId, Step};
 use crate::message::{Counts, Message};
@@ -25,9 +25,16 @@ impl Coordinator {
         for peer in self.peers.values_mut() {
             peer.heard = (peer.heard + late).min(now);
             peer.stirred = (peer.stirred + late).min(now);
+            peer.probe.forgive(late, now);
+            if let Compute::Asked { since, .. } = &mut peer.compute {
+                *since = (*since + late).min(now);
+            }
         }
         if let Some(run) = &mut self.run {
             run.stirred = (run.stirred + late).min(now);
+            if let Some(survey) = &mut run.survey {
+                survey.since = (survey.since + late).min(now);
+            }
             if let Some(inquiry) = &mut run.inquiry {
                 inquiry.since = (inquiry.since + late).min(now);
             }
@@ -48,7 +55,7 @@ impl Coordinator {
     pub(super) fn dismiss_the_idle(&mut self) {
         self.drop_stuck_intent();
         let Some(run) = &self.run else { return };
-        if self.running.is_some() || run.broken {
+        if self.running.is_some() || run.broken || run.survey.is_some() {
             return;
         }
         if !self.is_loaded(run) {

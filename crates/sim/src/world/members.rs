@@ -6,9 +6,10 @@ use crate::cost::{Costs, DeviceSpec, seconds};
 use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
 use crate::trace::{Doing, Life};
 use crate::violation::Violation;
-use baton_protocol::coordinator::{self, Coordinator, RunPhase, StepReport};
+use baton_plan::{Curve, DeviceProfile, HostProfile};
+use baton_protocol::coordinator::{self, Coordinator, RunPhase, Start, StepReport};
 use baton_protocol::link::Lane;
-use baton_protocol::message::{Assign, BlockBytes, Device, Message};
+use baton_protocol::message::{Assign, BlockBytes, Device, Measure, Message};
 use baton_protocol::stage::{self, Failure, Stage, View};
 use baton_protocol::{MicroBatch, PeerId};
 use rand::Rng;
@@ -16,6 +17,18 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 impl<M: Model> World<M> {
+    /// The run as the person starts it. Where work is modelled the planner knows what blocks weigh; where every pass takes
+    /// the same time, whatever its blocks, there is nothing to plan by.
+    pub(super) fn start(&self) -> Start {
+        let mut start = self.model.start(&self.room.settings);
+        match self.room.pace {
+            Pace::Modelled(costs) => start.profile = Some(costs.profile(start.blocks, &start.settings)),
+            Pace::Equal(_) => start.profile = None,
+            Pace::Random => {}
+        }
+        start
+    }
+
     pub(super) fn host(&mut self, event: coordinator::Event) {
         let now = self.now;
         self.timed(|coordinator| coordinator.handle(event, now));
@@ -137,6 +150,12 @@ impl<M: Model> World<M> {
     }
 
     fn host_job(&mut self, job: coordinator::Job) {
+        if let coordinator::Job::Measure(measure) = &job {
+            let device = self.profile(HOST, measure);
+            let done = device.and_then(|device| self.host_profile(device)).ok_or_else(unmeasured);
+            self.host_job = Some((JobName::Measure, done.map(Box::new).map(coordinator::Done::Measure)));
+            return self.begin(HOST, JobName::Measure, None);
+        }
         let (name, slice) = (JobName::from(&job), micro_batch_of_host(&job));
         if let coordinator::Job::Load { blocks, .. } = &job {
             self.host_body.load(blocks);
@@ -213,6 +232,14 @@ impl<M: Model> World<M> {
     }
 
     fn stage_job(&mut self, who: PeerId, job: stage::Job) {
+        if let stage::Job::Measure(measure) = &job {
+            let done = self.profile(who, measure).ok_or_else(unmeasured);
+            let done = done.map(Box::new).map(stage::Done::Measure);
+            if let Some(node) = self.nodes.get_mut(&who) {
+                node.job = Some((JobName::Measure, done));
+            }
+            return self.begin(who, JobName::Measure, None);
+        }
         let Some(node) = self.nodes.get_mut(&who) else { return };
         if let stage::Job::Load(assign) = &job {
             node.body.load(&assign.blocks);
@@ -234,6 +261,48 @@ impl<M: Model> World<M> {
         self.begin(who, name, slice);
     }
 
+    /// What a device finds out about itself: no more memory than the question asks for.
+    fn profile(&mut self, who: PeerId, measure: &Measure) -> Option<DeviceProfile> {
+        let pace = self.room.pace;
+        let noise = if matches!(pace, Pace::Random) { self.rng.random_range(0.9..1.1) } else { 1.0 };
+        let body = self.body(who)?;
+        let spec = &body.spec;
+        let slow = f64::from(body.slow);
+        let samples = measure.settings.batch_size.div_ceil(measure.settings.micro_batches.into()).max(1);
+        let curve = |job: JobName| match pace {
+            Pace::Modelled(costs) => {
+                let flop = costs.work(job, 1, false) / costs.samples;
+                let each = flop / spec.flops;
+                Curve::affine(slow * spec.overhead.as_secs_f64(), slow * each)
+            }
+            // The mean of what its passes take, by and large.
+            Pace::Random => Curve::new([(samples, 0.01 * slow * noise)]),
+            Pace::Equal(time) => Curve::new([(samples, time.as_secs_f64())]),
+        };
+        Some(DeviceProfile {
+            memory: spec.memory.map_or(measure.most, |memory| measure.most.min(memory as u64)),
+            forward: curve(JobName::Forward).ok()?,
+            backward: curve(JobName::Backward).ok()?,
+            update: 0.0,
+            slowness: 1.0,
+        })
+    }
+
+    fn host_profile(&self, device: DeviceProfile) -> Option<HostProfile> {
+        let curve = |flop: f64| match self.room.pace {
+            Pace::Modelled(_) => {
+                let spec = &self.host_body.spec;
+                Curve::affine(spec.overhead.as_secs_f64(), flop / spec.flops).ok()
+            }
+            Pace::Random | Pace::Equal(_) => Curve::new([(1, 0.0)]).ok(),
+        };
+        let (front, head) = match self.room.pace {
+            Pace::Modelled(costs) => (costs.front, costs.head),
+            Pace::Random | Pace::Equal(_) => (0.0, 0.0),
+        };
+        Some(HostProfile { device, front: curve(front)?, head: curve(head)? })
+    }
+
     pub(super) fn body(&mut self, who: PeerId) -> Option<&mut Body> {
         match self.nodes.get_mut(&who) {
             Some(node) => Some(&mut node.body),
@@ -249,10 +318,11 @@ impl<M: Model> World<M> {
 
     fn begin(&mut self, who: PeerId, name: JobName, slice: Option<MicroBatch>) {
         let time = match self.room.pace {
+            _ if name == JobName::Measure => Duration::from_millis(self.rng.random_range(1..1000)),
             Pace::Random => {
                 let assign = self.nodes.get(&who).and_then(|node| node.stage.assign());
                 let blocks = assign.filter(|_| name.is_pass()).map_or(1, |assign| assign.blocks.len().max(1));
-                let block = Duration::from_micros(self.rng.random_range(0..10_000));
+                let block = Duration::from_micros(self.rng.random_range(0..20_000));
                 let slow = self.body(who).map_or(1, |body| body.slow);
                 block * slow * u32::try_from(blocks).unwrap_or(u32::MAX)
             }
@@ -454,4 +524,8 @@ fn micro_batch_of_stage(job: &stage::Job) -> Option<MicroBatch> {
         Job::Forward { micro_batch, .. } | Job::Backward { micro_batch, .. } => Some(*micro_batch),
         _ => None,
     }
+}
+
+fn unmeasured() -> JobError {
+    JobError::Failed { reason: "it cannot be measured".into(), failure: Failure::Engine }
 }

@@ -46,7 +46,11 @@ impl<M: Model> World<M> {
         let device = Device { name: self.room.host.name.clone(), backend: "simulated".into() };
         self.coordinator = Coordinator::new(device, now);
         self.host_engine = self.model.host(&self.room.settings);
-        (self.host_job, self.host_fails_next, self.judging) = (None, false, false);
+        if std::mem::take(&mut self.judging) {
+            // What was being found out is not kept.
+            self.judged.pop();
+        }
+        (self.host_job, self.host_fails_next) = (None, false);
         self.host_body.doing = None;
         self.frozen.remove(&HOST);
         self.monitors.insert(HOST, Monitor::new(now));
@@ -84,12 +88,13 @@ impl<M: Model> World<M> {
         if self.coordinator.phase() != RunPhase::Lobby {
             return;
         }
-        let mut start = self.model.start(&self.room.settings);
+        let mut start = self.start();
         if let Some(kept) = self.kept.back() {
             (start.committed, start.states) = (kept.committed, kept.states.clone());
         }
         self.committed.truncate(start.committed.0 as usize);
         self.judged.retain(|done| *done <= start.committed.0);
+        start.judged = self.judged.last() == Some(&start.committed.0);
         self.host(coordinator::Event::Start(Box::new(start)));
     }
 }

@@ -1,0 +1,375 @@
+//! What the room can do, measured: links when a device greets, devices on the model's own blocks before anything is
+//! fetched, and both kept up to date by the run itself.
+
+use super::room::whole;
+use super::state::{Compute, End, Run, Survey};
+use super::{Coordinator, Output};
+use crate::ids::PeerId;
+use crate::message::{Measure, Message, Times};
+use baton_plan::{Curve, DeviceIndex, DeviceProfile, HostProfile, JobKind, LinkProfile, Node, Tracker};
+use std::time::Duration;
+
+/// Padding of the messages that a link is timed with: a tenth of a second at 10 Mbit/s.
+const PADDING: u32 = 128 << 10;
+/// The same goes the same way so often at most, ...
+const ROUNDS: u8 = 6;
+/// ... as long as it goes faster by this factor, ...
+const FASTER: f64 = 1.15;
+/// ... and takes no longer than this, in seconds.
+const LONG: f64 = 0.3;
+/// After so long without an answer a link is taken for as slow as that.
+const GIVES_UP: Duration = Duration::from_secs(10);
+/// Links that are timed at a time.
+const AT_ONCE: usize = 4;
+/// How long a run waits for devices that measure themselves, if another one has.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A device that has not measured itself by then is sent away.
+pub(super) const LONGEST: Duration = Duration::from_secs(90);
+/// No pass of a block is as short as this, in seconds: what a device says below it is taken for it.
+const SHORTEST: f64 = 1e-6;
+
+/// A link that is being timed, or was.
+#[derive(Debug, Default, PartialEq)]
+pub(super) enum Probe {
+    /// Not yet.
+    #[default]
+    Wanted,
+    /// A message is on its way there and back.
+    Asked(Asked),
+    /// Timed.
+    Known(LinkProfile),
+}
+
+/// A message on its way there and back.
+#[derive(Debug, PartialEq)]
+pub(super) struct Asked {
+    id: u32,
+    sent: Duration,
+    padding: Padding,
+    /// How often it went this way with padding.
+    rounds: u8,
+    /// The best so far.
+    link: LinkProfile,
+}
+
+/// On which way a message carries padding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Padding {
+    None,
+    Down,
+    Up,
+}
+
+impl Asked {
+    /// Bytes of padding on the way there, and wanted on the way back.
+    fn bytes(&self) -> (u32, u32) {
+        match self.padding {
+            Padding::None => (0, 0),
+            Padding::Down => (PADDING, 0),
+            Padding::Up => (0, PADDING),
+        }
+    }
+}
+
+impl Probe {
+    pub(super) fn link(&self) -> Option<LinkProfile> {
+        match self {
+            Self::Known(link) => Some(*link),
+            _ => None,
+        }
+    }
+
+    /// The answer to the last question came; the next one, if there is one.
+    ///
+    /// A new connection sends faster with every round trip (slow start), so that the same is sent again as long as it
+    /// goes faster.
+    fn answered(&mut self, now: Duration) {
+        let Self::Asked(asked) = self else { return };
+        let took = now.saturating_sub(asked.sent).as_secs_f64();
+        // What the padding took on top of an empty message; clocks of browsers are coarse.
+        let rate = f64::from(PADDING) / (took - asked.link.round_trip).max(1e-4);
+        asked.sent = now;
+        let best = match asked.padding {
+            Padding::None => {
+                asked.link.round_trip = took;
+                asked.padding = Padding::Down;
+                return;
+            }
+            Padding::Down => &mut asked.link.down,
+            Padding::Up => &mut asked.link.up,
+        };
+        let goes_faster = rate > *best * FASTER;
+        *best = best.max(rate);
+        asked.rounds += 1;
+        if goes_faster && asked.rounds < ROUNDS && took < LONG {
+            return;
+        }
+        asked.rounds = 0;
+        match asked.padding {
+            Padding::Up => *self = Self::Known(asked.link),
+            Padding::None | Padding::Down => asked.padding = Padding::Up,
+        }
+    }
+
+    /// This side slept for so long: what was on its way meanwhile tells nothing of the link.
+    pub(super) fn forgive(&mut self, late: Duration, now: Duration) {
+        if let Self::Asked(asked) = self {
+            asked.sent = (asked.sent + late).min(now);
+        }
+    }
+
+    /// No answer came for long: the link is as slow as that.
+    fn gives_up(&mut self, now: Duration) {
+        if let Self::Asked(asked) = self
+            && now >= asked.sent + GIVES_UP
+        {
+            let slow = f64::from(PADDING) / GIVES_UP.as_secs_f64();
+            let link =
+                LinkProfile { up: asked.link.up.max(slow), down: asked.link.down.max(slow), ..asked.link };
+            *self = Self::Known(link);
+        }
+    }
+}
+
+impl Coordinator {
+    /// Times the links that were not yet, some at a time: they share the host's own.
+    pub(super) fn probe(&mut self) {
+        let now = self.now;
+        self.peers.values_mut().for_each(|peer| peer.probe.gives_up(now));
+        let asked = self.peers.values().filter(|peer| matches!(peer.probe, Probe::Asked(_))).count();
+        let wanted = |(id, peer): (&PeerId, &super::Peer)| {
+            (peer.is_usable() && peer.probe == Probe::Wanted).then_some(*id)
+        };
+        let next: Vec<PeerId> =
+            self.peers.iter().filter_map(wanted).take(AT_ONCE.saturating_sub(asked)).collect();
+        for id in next {
+            self.questions = self.questions.wrapping_add(1);
+            let link = LinkProfile { up: 0.0, down: 0.0, round_trip: 0.0 };
+            let asked = Asked { id: self.questions, sent: now, padding: Padding::None, rounds: 0, link };
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.probe = Probe::Asked(asked);
+            }
+            self.ask(id);
+        }
+    }
+
+    fn ask(&mut self, to: PeerId) {
+        let Some(Probe::Asked(asked)) = self.peers.get(&to).map(|peer| &peer.probe) else { return };
+        let (there, back) = asked.bytes();
+        let message = Message::Probe { id: asked.id, want: back, padding: vec![0; there as usize] };
+        self.send(to, message);
+    }
+
+    /// A probe came back.
+    pub(super) fn probed(&mut self, from: PeerId, id: u32) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if !matches!(&peer.probe, Probe::Asked(asked) if asked.id == id) {
+            return;
+        }
+        peer.probe.answered(now);
+        if peer.probe.link().is_some() {
+            self.outputs.push_back(Output::Changed);
+            self.probe();
+        } else {
+            self.ask(from);
+        }
+    }
+
+    /// Begins a run by having everybody measure themselves for it, if the planner is to know of it.
+    pub(super) fn survey(&mut self) {
+        let Some(run) = &self.run else { return };
+        let Some(most) = whole(run) else { return self.begin() };
+        let (config, settings) = (run.start.config.clone(), run.start.settings.clone());
+        let question = Measure { id: self.questions.wrapping_add(1), config, settings, most };
+        if !self.question.as_ref().is_some_and(|old| old.is_like(&question)) {
+            self.questions = question.id;
+            (self.question, self.own_profile) = (Some(question), None);
+        }
+        // A run that goes on has fitted its host before.
+        let host = self.own_profile.is_none() && run.committed.0 == 0;
+        if let Some(run) = &mut self.run {
+            run.survey = Some(Survey { since: self.now, host });
+        }
+        self.measure_newcomers();
+        self.survey_if_complete();
+    }
+
+    /// Has every device measure itself that has not for this run.
+    pub(super) fn measure_newcomers(&mut self) {
+        let live = self.run.as_ref().is_some_and(|run| run.is_live() && run.start.profile.is_some());
+        let Some(question) = self.question.clone().filter(|_| live) else { return };
+        let since = self.now;
+        for id in self.usable() {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            if peer.compute.answers(question.id) || peer.compute.is_asked(question.id) {
+                continue;
+            }
+            peer.compute = Compute::Asked { id: question.id, since };
+            self.send(id, Message::Measure(Box::new(question.clone())));
+            self.outputs.push_back(Output::Changed);
+        }
+    }
+
+    /// A device has measured itself, or could not.
+    pub(super) fn measured(&mut self, from: PeerId, id: u32, profile: Result<Box<DeviceProfile>, String>) {
+        let samples = self.run.as_ref().map_or(1, |run| run.samples());
+        let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.compute.is_asked(id)) else { return };
+        match profile.map(|profile| plausible(*profile, samples)) {
+            Ok(Some(profile)) => {
+                peer.compute = Compute::Known { id, tracker: Tracker::new(profile) };
+                self.outputs.push_back(Output::Changed);
+                self.survey_if_complete();
+                self.came();
+            }
+            Ok(None) => self.dismiss(
+                from,
+                "This device measured times that cannot be.",
+                "the times that it measured cannot be",
+            ),
+            Err(reason) => {
+                let reason = super::short(&reason);
+                self.dismiss(from, &format!("This device cannot take part: {reason}"), &reason);
+            }
+        }
+    }
+
+    /// The host has measured itself.
+    pub(super) fn measured_itself(&mut self, id: u32, profile: HostProfile) {
+        if self.question.as_ref().is_none_or(|question| question.id != id) {
+            return;
+        }
+        let samples = self.run.as_ref().map_or(1, Run::samples);
+        let HostProfile { device, front, head } = profile;
+        self.own_profile = plausible(device, samples).map(|device| HostProfile { device, front, head });
+        if let Some(survey) = self.run.as_mut().and_then(|run| run.survey.as_mut()) {
+            survey.host = false;
+        }
+        self.survey_if_complete();
+    }
+
+    /// Whether the run in force knows how fast this device is.
+    pub(super) fn is_surveyed(&self, id: PeerId) -> bool {
+        let question = self.question.as_ref().map(|question| question.id);
+        self.peers.get(&id).is_some_and(|peer| question.is_some_and(|id| peer.compute.answers(id)))
+    }
+
+    /// Plans and begins when everybody has measured themselves, or when who has not is not waited for any more.
+    pub(super) fn survey_if_complete(&mut self) {
+        let Some(survey) = self.run.as_ref().and_then(|run| run.survey.as_ref()) else { return };
+        let usable = self.usable();
+        let known = usable.iter().filter(|id| self.is_surveyed(**id)).count();
+        let waits = known < usable.len() && (known == 0 || self.now < survey.since + PATIENCE);
+        if survey.host || waits {
+            return;
+        }
+        if let Some(run) = &mut self.run {
+            run.survey = None;
+        }
+        self.begin();
+    }
+
+    /// The first plan of a run, or why there is none.
+    pub(super) fn begin(&mut self) {
+        match self.design() {
+            Ok(shape) => {
+                self.put(shape);
+                if self.run.as_ref().is_some_and(|run| run.committed.0 >= run.start.settings.steps) {
+                    self.end(End::Finished);
+                }
+            }
+            Err(reason) => self.end(End::Failed(reason)),
+        }
+    }
+
+    /// Sends away who does not measure itself.
+    pub(super) fn dismiss_the_unmeasured(&mut self) {
+        let now = self.now;
+        let is_late =
+            |compute: &Compute| matches!(compute, Compute::Asked { since, .. } if now >= *since + LONGEST);
+        let late: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| is_late(&peer.compute)).map(|(id, _)| *id).collect();
+        for id in late {
+            let words = format!("it did not measure itself within {} seconds", LONGEST.as_secs());
+            self.dismiss(id, "This device did not measure itself in time.", &words);
+        }
+        self.survey_if_complete();
+        self.probe();
+    }
+
+    /// What the passes of a step took a stage.
+    pub(super) fn timed(&mut self, from: PeerId, times: &Times) {
+        let Some(run) = &self.run else { return };
+        let Some(blocks) = run.plan.shape.blocks_of(from) else { return };
+        let blocks = blocks.len() as f64;
+        let (samples, recompute) = (run.samples(), run.start.settings.recompute);
+        let most = usize::from(run.start.settings.micro_batches);
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if peer.compute.tracker().is_none() {
+            let question = self.question.as_ref().map_or(0, |question| question.id);
+            let Some(profile) = from_a_step(times, samples, blocks, recompute) else { return };
+            peer.compute = Compute::Known { id: question, tracker: Tracker::new(profile) };
+        }
+        let Compute::Known { tracker, .. } = &mut peer.compute else { return };
+        for time in times.forward.iter().take(most) {
+            tracker.observe(JobKind::Forward, blocks, samples, time.as_secs_f64());
+        }
+        for time in times.backward.iter().take(most) {
+            tracker.observe(JobKind::Backward { recompute }, blocks, samples, time.as_secs_f64());
+        }
+    }
+
+    /// What a person calls an end of a wire: `devices` are those of the room that was planned for.
+    pub(super) fn name_of(&self, node: Node, devices: &[PeerId]) -> String {
+        match node {
+            Node::Host => "this device".into(),
+            Node::Device(DeviceIndex(index)) => {
+                devices.get(usize::from(index)).map_or_else(|| node.to_string(), |id| self.name(*id))
+            }
+        }
+    }
+
+    /// What the host has to measure itself on before anything else.
+    pub(super) fn own_measure(&self) -> Option<Measure> {
+        let run = self.run.as_ref().filter(|run| run.is_live())?;
+        self.question.clone().filter(|_| run.survey.as_ref().is_some_and(|survey| survey.host))
+    }
+}
+
+/// A profile of what a step took, for a device that did not measure itself.
+fn from_a_step(times: &Times, samples: u32, blocks: f64, recompute: bool) -> Option<DeviceProfile> {
+    let median = |times: &[Duration]| {
+        let mut seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+        seconds.sort_by(f64::total_cmp);
+        Some(seconds.get(seconds.len() / 2)? / blocks)
+    };
+    let (forward, backward) = (median(&times.forward)?, median(&times.backward)?);
+    let again = if recompute { forward } else { 0.0 };
+    let profile = DeviceProfile {
+        memory: u64::MAX,
+        forward: Curve::new([(samples, forward)]).ok()?,
+        backward: Curve::new([(samples, (backward - again).max(0.0))]).ok()?,
+        update: 0.0,
+        slowness: 1.0,
+    };
+    plausible(profile, samples)
+}
+
+/// What came from the network, if it can be: no time of a pass is none, or the device would be given everything and its
+/// own times in the run could not be compared with it.
+fn plausible(profile: DeviceProfile, samples: u32) -> Option<DeviceProfile> {
+    let update = profile.update;
+    if !(update.is_finite() && update >= 0.0) {
+        return None;
+    }
+    let mended = |curve: Curve| {
+        let time = curve.at(samples);
+        if time >= SHORTEST { Some(curve) } else { Curve::new([(samples, SHORTEST)]).ok() }
+    };
+    Some(DeviceProfile {
+        forward: mended(profile.forward)?,
+        backward: mended(profile.backward)?,
+        slowness: 1.0,
+        ..profile
+    })
+}
