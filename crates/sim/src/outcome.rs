@@ -35,6 +35,8 @@ pub struct Outcome {
     pub trace: Trace,
     /// How losses were survived.
     pub recoveries: Vec<Recovery>,
+    /// Why the run waited for a person or another device, in words.
+    pub pauses: Vec<String>,
     /// The run's last plan.
     pub plan: Option<PlanMade>,
     /// What the planner says of it.
@@ -96,6 +98,7 @@ impl Outcome {
             steps,
             trace: world.trace.clone().unwrap_or_default(),
             recoveries: recoveries(world),
+            pauses: world.pauses.clone(),
             prediction: world.plans.last().and_then(predicted),
             plan: world.plans.last().cloned(),
             host_calls: world.host_calls.clone(),
@@ -189,6 +192,9 @@ impl Outcome {
             rows.push([life.name.clone(), blocks, share(busy), share(receiving), share(idle), memory, left]);
         }
         aligned(&mut text, &rows);
+        for reason in &self.pauses {
+            let _ = writeln!(text, "the run waited: {reason}");
+        }
         for recovery in &self.recoveries {
             let Recovery { what, at, detected, recovered } = recovery;
             let _ = write!(text, "{} {what}: planned anew after {}", seconds(*at), seconds(*detected));
