@@ -211,5 +211,5 @@ fn who_is_left_without_the_memory_waits_and_is_not_overloaded() {
     assert_eq!(outcome.violation, None);
     let [waited] = &outcome.pauses[..] else { panic!("{:?}", outcome.pauses) };
     assert!(waited.contains("does not fit") && waited.contains("another device"), "{waited}");
-    assert!(outcome.trace.lives.values().all(|life| life.name == "laptop" || life.peak_memory < 500e6));
+    assert!(outcome.trace.lives.values().all(|life| life.name == "host" || life.peak_memory < 470e6));
 }
