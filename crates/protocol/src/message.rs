@@ -131,6 +131,30 @@ pub enum Message {
         /// `[batch, time, hidden]`.
         tensor: Boundary,
     },
+    /// The host checks a stage, and asks one beside it for what passed between the two.
+    Witness {
+        /// Of the plan.
+        generation: Generation,
+        /// The step that begins.
+        step: Step,
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// Which of its hidden states.
+        side: Side,
+    },
+    /// The answer, when it has passed.
+    Evidence {
+        /// Of the plan.
+        generation: Generation,
+        /// The step.
+        step: Step,
+        /// The slice.
+        micro_batch: MicroBatch,
+        /// Which.
+        side: Side,
+        /// `[batch, time, hidden]`.
+        tensor: Boundary,
+    },
     /// The run stands, goes on, or is over.
     Room(RoomState),
     /// A stage cannot go on.
@@ -210,6 +234,15 @@ impl Measure {
             && (a.batch_size, a.micro_batches, a.seq_len) == (b.batch_size, b.micro_batches, b.seq_len)
             && (a.lora_rank, &a.targets, a.backbone) == (b.lora_rank, &b.targets, b.backbone)
     }
+}
+
+/// Hidden states that a stage sees of its neighbours' work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Side {
+    /// Those that it sent to the next one.
+    Sent,
+    /// Those that it received from the one before.
+    Received,
 }
 
 /// Why a stage cannot go on.
@@ -366,6 +399,7 @@ impl Message {
             | Self::Backward { .. }
             | Self::Applied { .. }
             | Self::Infer { .. }
+            | Self::Evidence { .. }
             | Self::ChunkRead { .. }
             | Self::File { .. }
             | Self::Probe { .. }

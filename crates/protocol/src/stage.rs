@@ -7,7 +7,7 @@ use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::link::Lane;
 use crate::message::{
-    Assign, BlockBytes, Counts, Device, Fault, MAX_PROBE, Measure, Message, RoomState, Times,
+    Assign, BlockBytes, Counts, Device, Fault, MAX_PROBE, Measure, Message, RoomState, Side, Times,
 };
 use crate::pulse::Presence;
 use crate::schedule::{Schedule, Work};
@@ -275,6 +275,8 @@ struct Working {
     infers: VecDeque<(u32, Boundary)>,
     flush: Flush,
     times: Times,
+    /// Hidden states that the host wants to see, when they pass.
+    witness: Option<(Step, MicroBatch, Side)>,
 }
 
 /// The end of a step.
@@ -297,6 +299,7 @@ impl Working {
             infers: VecDeque::new(),
             flush: Flush::Accumulating,
             times: Times::default(),
+            witness: None,
         }
     }
 
@@ -328,6 +331,11 @@ impl Working {
             return Self::schedule(&self.assign).expects_forward(micro_batch);
         }
         step == self.step && self.schedule.expects_forward(micro_batch)
+    }
+
+    /// Whether the host wants to see these, and has not yet.
+    fn witnesses(&mut self, step: Step, micro_batch: MicroBatch, side: Side) -> bool {
+        self.witness.take_if(|wanted| *wanted == (step, micro_batch, side)).is_some()
     }
 
     fn next_job(&mut self) -> Option<(Kind, Job)> {
@@ -548,7 +556,12 @@ impl Stage {
                 if let Some(working) = self.working(generation).filter(|w| w.assign.prev == from)
                     && working.expects_forward(step, micro_batch)
                 {
+                    let seen = working.witnesses(step, micro_batch, Side::Received).then(|| tensor.clone());
                     working.forwards.insert((step, micro_batch), tensor);
+                    if let Some(tensor) = seen {
+                        let side = Side::Received;
+                        self.send_host(Message::Evidence { generation, step, micro_batch, side, tensor });
+                    }
                 }
             }
             Message::Backward { generation, step, micro_batch, tensor: Some(tensor) } => {
@@ -588,6 +601,16 @@ impl Stage {
                 if let Some(working) = self.working(generation) {
                     let (step, counts) = (working.step, working.counts());
                     self.send_host(Message::Status { generation, step, counts });
+                }
+            }
+            Message::Witness { generation, step, micro_batch, side } => {
+                let Some(working) = self.working(generation) else { return };
+                // It may have come before the question.
+                match working.forwards.get(&(step, micro_batch)).filter(|_| side == Side::Received).cloned() {
+                    Some(tensor) => {
+                        self.send_host(Message::Evidence { generation, step, micro_batch, side, tensor });
+                    }
+                    None => working.witness = Some((step, micro_batch, side)),
                 }
             }
             Message::Apply { generation, step, lr, scale } => {
@@ -792,6 +815,13 @@ impl Stage {
                 match (kind, done) {
                     (Kind::Forward(micro_batch), Done::Forward(tensor)) => {
                         working.times.forward.push(took);
+                        if working.witnesses(step, micro_batch, Side::Sent) {
+                            let (side, tensor) = (Side::Sent, tensor.clone());
+                            self.send(
+                                host,
+                                Message::Evidence { generation, step, micro_batch, side, tensor },
+                            );
+                        }
                         self.send(next, Message::Forward { generation, step, micro_batch, tensor });
                     }
                     (Kind::Backward(micro_batch), Done::Backward(tensor)) => {

@@ -33,6 +33,8 @@ pub enum Act {
     FailJob(PeerId),
     /// Every pass that ends at this device from now on fails so.
     FailPasses(PeerId, stage::Failure),
+    /// A device computes something else than it should from now on, of numbers that look like any.
+    Lie(PeerId),
     /// The engine of a device never ends the next pass that it begins, and the device says that it is there.
     Stall(PeerId),
     /// A text is to be written.
@@ -91,6 +93,7 @@ impl Act {
             Self::Part(peer, ..) => ("part", Some(peer)),
             Self::FailPasses(peer, _) => ("bad numbers", Some(peer)),
             Self::Stall(peer) => ("stall", Some(peer)),
+            Self::Lie(peer) => ("lie", Some(peer)),
             Self::Hide(peer) => ("hide", Some(peer)),
             Self::Lag(peer, _) => ("slow link", Some(peer)),
             Self::SlowDown(peer, _) => ("slow device", Some(peer)),
@@ -157,6 +160,8 @@ pub enum JobName {
     Infer,
     /// The device measures itself.
     Measure,
+    /// The host computes a stage's micro-batch again.
+    Check,
 }
 
 impl JobName {
@@ -180,6 +185,7 @@ impl JobName {
             Self::Apply => "update",
             Self::Infer => "text",
             Self::Measure => "measure",
+            Self::Check => "check",
         }
     }
 }
@@ -196,6 +202,7 @@ impl From<&coordinator::Job> for JobName {
             Job::Apply { .. } => Self::Apply,
             Job::InferFront { .. } | Job::InferHead { .. } => Self::Infer,
             Job::Measure(_) => Self::Measure,
+            Job::Check { .. } => Self::Check,
         }
     }
 }

@@ -143,6 +143,7 @@ impl Costs {
         let front = if ends { self.front } else { 0.0 };
         match job {
             JobName::Load | JobName::Measure => 0.0,
+            JobName::Check => samples * blocks * self.forward,
             JobName::Forward => samples * (blocks * self.forward + front),
             JobName::Head => samples * self.head,
             JobName::Backward => samples * blocks * self.backward,

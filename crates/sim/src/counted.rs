@@ -104,6 +104,7 @@ impl HostEngine for CountedHost {
                 Done::InferHead { done: text.is_written() }
             }
             Job::Measure(_) => return Err(JobError::Nonsense("the world measures, not its engines".into())),
+            Job::Check { .. } => Done::Check(boundary()?),
         })
     }
 

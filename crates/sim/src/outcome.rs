@@ -340,6 +340,7 @@ fn recoveries<M: Model>(world: &World<M>) -> Vec<Recovery> {
         Act::Isolate(peer, time) => Some((peer, format!("{} was out of reach for {time} s", name(peer)))),
         Act::FailJob(peer) => Some((peer, format!("{}'s engine failed", name(peer)))),
         Act::Hide(peer) => Some((peer, format!("{} was hidden", name(peer)))),
+        Act::Lie(peer) => Some((peer, format!("{} computed something else", name(peer)))),
         Act::Stall(peer) => Some((peer, format!("{} did nothing any more", name(peer)))),
         _ => None,
     };

@@ -37,7 +37,7 @@ fn class(doing: Doing) -> &'static str {
         Doing::Job(JobName::Head, _) => "head",
         Doing::Job(JobName::Norm | JobName::Apply, _) => "update",
         Doing::Job(JobName::Load | JobName::Measure, _) => "load",
-        Doing::Job(JobName::Infer, _) => "text",
+        Doing::Job(JobName::Infer | JobName::Check, _) => "text",
         Doing::Receives(_) => "receives",
         Doing::Asleep | Doing::Gone => "asleep",
     }

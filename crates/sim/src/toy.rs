@@ -395,6 +395,10 @@ impl HostEngine for ToyHost {
                 Done::InferHead { done: text.is_written() }
             }
             Job::Measure(_) => return Err(nonsense("the world measures, not its engines".into())),
+            Job::Check { blocks, input, states } => {
+                let slice = Slice::load(blocks, &states, micro_batches, 1)?;
+                Done::Check(toy.boundary(&slice.infer(toy.rows(&input)?))?)
+            }
         })
     }
 

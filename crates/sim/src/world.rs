@@ -183,6 +183,7 @@ struct Node<E> {
     fail_next: bool,
     fail_passes: Option<Failure>,
     stalls: bool,
+    lies: bool,
 }
 
 /// A device behind a machine.
@@ -264,6 +265,8 @@ pub struct World<M: Model = ToyModel> {
     ended: Option<(PeerId, JobName)>,
     violation: Option<Violation>,
     judging: bool,
+    /// Somebody computes something else: the numbers are not those of one process.
+    lied: bool,
     /// From when and until when.
     frozen: BTreeMap<PeerId, Range<Duration>>,
     fabric: Fabric,
@@ -346,6 +349,7 @@ impl<M: Model> World<M> {
             monitors: BTreeMap::new(),
             hidden: BTreeSet::new(),
             violation: None,
+            lied: false,
             judging: false,
             frozen: BTreeMap::new(),
             host_job: None,
@@ -694,6 +698,12 @@ impl<M: Model> World<M> {
             Act::FailPasses(peer, failure) => {
                 if let Some(node) = self.nodes.get_mut(&peer) {
                     node.fail_passes = Some(failure);
+                }
+            }
+            Act::Lie(peer) => {
+                self.lied = true;
+                if let Some(node) = self.nodes.get_mut(&peer) {
+                    node.lies = true;
                 }
             }
             Act::Stall(peer) => {

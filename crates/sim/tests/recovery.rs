@@ -201,3 +201,27 @@ fn a_slow_device_is_left_fewer_blocks_and_the_room_settles() {
         assert!(time(last) < time(first).mul_f64(share), "{:?} and then {:?}", time(first), time(last));
     }
 }
+
+#[test]
+fn a_device_that_computes_something_else_is_found_out_by_a_spot_check_and_no_other_is_blamed() {
+    for seed in 0..12 {
+        let mut world = world(3, 300, seed);
+        world.run_until(|world| world.committed.len() == 20).unwrap();
+        let checked = world.coordinator.devices().iter().filter(|device| device.checked.is_some()).count();
+        assert!(checked > 0, "the first check is over");
+        let liar = peer(seed as u32 % 3);
+        world.act(Act::Lie(liar));
+        world.run_until(|world| !world.left.is_empty()).unwrap();
+        let (name, reason) = &world.left[0];
+        assert_eq!((name, world.left.len()), (&format!("phone {liar}"), 1));
+        assert!(
+            reason.contains("computed one of its micro-batches again") && reason.contains("off by"),
+            "{reason}"
+        );
+        assert!(reason.contains("since step"), "{reason}");
+        world.settle().unwrap();
+        assert!(world.endings[&liar].contains("came out different"));
+        assert_eq!(world.left.len(), 1);
+        assert_eq!(world.coordinator.phase(), RunPhase::Finished);
+    }
+}

@@ -5,6 +5,7 @@
 //! device costs no step, because a new plan starts from what was committed last and the open step runs again. A device that
 //! comes gets its blocks ready while the others train, and the plan changes between two steps.
 
+mod audit;
 mod replan;
 mod room;
 mod roster;
@@ -16,7 +17,7 @@ mod watch;
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::link::Lane;
-use crate::message::{BlockBytes, Device, Measure, Message, RoomState};
+use crate::message::{BlockBytes, Device, Measure, Message, RoomState, Side};
 use crate::pulse::Presence;
 use crate::run::{ModelSource, Settings};
 use crate::stage::{Failure, HEARTBEAT};
@@ -221,6 +222,15 @@ pub enum Job {
     },
     /// Measure the host's own device for a run, as its peers do.
     Measure(Box<Measure>),
+    /// Compute again what a stage made of a micro-batch, block by block; what is loaded stays.
+    Check {
+        /// The stage's.
+        blocks: Range<u16>,
+        /// `[batch, time, hidden]`, as it was given to the stage.
+        input: Boundary,
+        /// Adapters and moments at the beginning of the step; empty for fresh ones.
+        states: Vec<BlockBytes>,
+    },
 }
 
 /// What a job gave.
@@ -254,6 +264,8 @@ pub enum Done {
     },
     /// [`Job::Measure`].
     Measure(Box<HostProfile>),
+    /// [`Job::Check`]: hidden states, `[batch, time, hidden]`.
+    Check(Boundary),
 }
 
 /// A committed step.
@@ -315,6 +327,8 @@ pub struct DeviceView {
     pub memory: Option<u64>,
     /// Its link to the host.
     pub link: Option<LinkProfile>,
+    /// The last step of which the host computed one of its micro-batches again and got the same.
+    pub checked: Option<Step>,
 }
 
 /// A reason as it came from the network, cut to what a person reads.
@@ -468,6 +482,7 @@ impl Coordinator {
                 pace: profile.as_ref().map(|p| p.forward.at(samples) + p.backward.at(samples)),
                 memory: profile.map(|profile| profile.memory).filter(|memory| *memory < u64::MAX),
                 link: peer.probe.link(),
+                checked: peer.checked,
             }
         };
         self.peers.iter().map(view).collect()
@@ -583,12 +598,20 @@ impl Coordinator {
         let (first, last) = (position == 0, position + 1 == run.plan.stages().len());
         let open = &mut run.open;
         match message {
+            Message::Evidence { generation, step, micro_batch, side, tensor } if generation == current => {
+                self.evidence(Some(from), step, micro_batch, side, &tensor);
+            }
             Message::Forward { generation, step, micro_batch, tensor } => {
                 let expected = open.front.expects_backward(micro_batch) && micro_batch >= open.next_head;
                 if last && generation == current && step == open.step && expected {
                     // Again and again the same is no progress.
+                    let wanted = run.audit.as_ref().is_some_and(|audit| audit.is_of(step, micro_batch));
+                    let seen = wanted.then(|| tensor.clone());
                     if open.head.insert(micro_batch, tensor).is_none() {
                         run.stir(now);
+                        if let Some(tensor) = seen {
+                            self.evidence(None, step, micro_batch, Side::Received, &tensor);
+                        }
                     }
                 }
             }

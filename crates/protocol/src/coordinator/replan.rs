@@ -322,7 +322,7 @@ impl Coordinator {
         run.open = OpenStep::new(run.committed, &run.plan, &run.start.settings);
         // A judgement that was due after a step that is undone comes again with it; one that was asked for goes on.
         run.judging &= run.closing.take().is_none();
-        (run.host_loaded, run.broken) = (false, false);
+        (run.host_loaded, run.broken, run.audit) = (false, false, None);
         run.infer_front.extend(std::mem::take(&mut run.infer_head).into_iter().map(|(request, _)| request));
         run.infer_front.extend(std::mem::take(&mut run.inferring));
         run.stir(now);

@@ -1,5 +1,6 @@
 //! What the coordinator remembers: its peers, the plan in force, the step that is open and the one that closes.
 
+use super::audit::{Audit, Audits};
 use super::survey::Probe;
 use super::{Job, Start, StepReport};
 use crate::codec::Boundary;
@@ -50,6 +51,8 @@ pub(super) struct Peer {
     pub(super) probe: Probe,
     /// How fast it is, and what it can hold.
     pub(super) compute: Compute,
+    /// The last step of which it was found to compute right.
+    pub(super) checked: Option<Step>,
 }
 
 /// What is known of how fast a device is.
@@ -127,6 +130,7 @@ impl Peer {
             accusations: 0,
             probe: Probe::default(),
             compute: Compute::default(),
+            checked: None,
         }
     }
 
@@ -296,6 +300,9 @@ pub(super) struct Run {
     pub(super) open: OpenStep,
     /// Updated here and not yet confirmed by every stage.
     pub(super) closing: Option<Closing>,
+    /// A micro-batch that is computed again.
+    pub(super) audit: Option<Audit>,
+    pub(super) audits: Audits,
     /// The model is being judged, or will be when the step that closes is committed: no step begins.
     pub(super) judging: bool,
     /// The judgement that was due before the first step was asked for.
@@ -309,6 +316,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(start: Start, generation: Generation, texts: VecDeque<u32>, now: Duration) -> Self {
+        let audits = Audits::after(start.committed);
         let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
         let shape = Shape { host: 0..start.blocks, stages: Vec::new() };
         let plan = Plan { generation, shape, head: start.head };
@@ -335,6 +343,8 @@ impl Run {
             plan,
             start,
             closing: None,
+            audit: None,
+            audits,
             asked_before: false,
             infer_front: texts,
             infer_head: VecDeque::new(),
@@ -460,4 +470,5 @@ pub(super) enum Kind {
     InferHead(u32),
     /// The number of the question.
     Measure(u32),
+    Check,
 }

@@ -3,7 +3,7 @@
 use super::state::{Closing, End, HostNorm, Kind, OpenStep, Run};
 use super::{Coordinator, Done, Drive, Job, Output, StepReport};
 use crate::ids::{MicroBatch, PeerId, Step};
-use crate::message::{BlockBytes, Message};
+use crate::message::{BlockBytes, Message, Side};
 use crate::schedule::Work;
 use crate::stage::Failure;
 use std::collections::BTreeSet;
@@ -24,6 +24,7 @@ impl Coordinator {
     fn commit_if_complete(&mut self) {
         let Some(run) = &mut self.run else { return };
         let Some(closing) = run.closing.take_if(|closing| closing.waiting.is_empty()) else { return };
+        Self::keep_for_audit(run, closing.report.step);
         run.states.extend(closing.states.into_iter().map(|state| (state.block, state)));
         run.committed = closing.report.step.next();
         run.neighbours_lost = 0;
@@ -77,6 +78,9 @@ impl Coordinator {
         }
         let Some(run) = &mut self.run else { return };
         if let Some((kind, job)) = Self::next_job(run, self.now) {
+            if kind == Kind::Front(MicroBatch(0)) {
+                self.open_audit();
+            }
             self.running = Some((generation, kind));
             self.outputs.push_back(Output::Job(job));
         }
@@ -133,7 +137,8 @@ impl Coordinator {
                 return Some((Kind::GradNorm, Job::GradNorm));
             }
         }
-        run.next_text()
+        let text = run.next_text();
+        text.or_else(|| Self::check_job(run, now).map(|job| (Kind::Check, job)))
     }
 
     /// When every gradient of the open step is added up and the step before it is committed, orders the update.
@@ -193,6 +198,8 @@ impl Coordinator {
             }
             Kind::Measure(id) if self.question.as_ref().is_none_or(|question| question.id != id) => {}
             _ if generation != self.generation => {}
+            // It cannot be found out; that is no reason to stop.
+            Kind::Check => self.checked(None),
             _ => match self.sender_of(kind).filter(|_| failure == Failure::Input) {
                 Some(sender) => {
                     let farewell = format!("What this device sent to the host could not be used: {reason}");
@@ -253,8 +260,12 @@ impl Coordinator {
                 run.host_loaded = true;
                 self.loaded_if_complete();
             }
+            (Kind::Check, Done::Check(again)) => self.checked(Some(&again)),
             (Kind::Front(micro_batch), Done::Front(tensor)) => match first {
-                Some(to) => self.send(to, Message::Forward { generation, step, micro_batch, tensor }),
+                Some(to) => {
+                    self.evidence(None, step, micro_batch, Side::Sent, &tensor);
+                    self.send(to, Message::Forward { generation, step, micro_batch, tensor });
+                }
                 None => {
                     run.open.head.insert(micro_batch, tensor);
                 }

@@ -7,6 +7,7 @@ use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
 use crate::trace::{Doing, Life};
 use crate::violation::Violation;
 use baton_plan::{Curve, DeviceProfile, HostProfile};
+use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{self, Coordinator, RunPhase, Start, StepReport};
 use baton_protocol::link::Lane;
 use baton_protocol::message::{Assign, BlockBytes, Device, Measure, Message};
@@ -187,7 +188,9 @@ impl<M: Model> World<M> {
             self.violate(Violation::Count { expected: report.step.next(), found });
         }
         let states: Vec<&BlockBytes> = self.coordinator.states().collect();
-        if let Err(violation) = self.model.check(&report, &states) {
+        if let Err(violation) = self.model.check(&report, &states)
+            && !self.lied
+        {
             self.violate(violation);
         }
         self.committed.push((report, self.now));
@@ -418,7 +421,9 @@ impl<M: Model> World<M> {
             Some(failure) => Err(JobError::Failed { reason: "the toy was made to fail".into(), failure }),
             None => done,
         };
+        let lies = node.lies;
         let event = match if fails { Err(broke()) } else { done } {
+            Ok(stage::Done::Forward(tensor)) if lies => stage::Event::Done(stage::Done::Forward(lie(tensor))),
             Ok(done) => stage::Event::Done(done),
             Err(error) => {
                 let failure = failure(&error);
@@ -454,6 +459,7 @@ impl<M: Model> World<M> {
             fail_next: false,
             fail_passes: None,
             stalls: false,
+            lies: false,
         };
         self.nodes.insert(id, node);
         self.rearm(id);
@@ -524,6 +530,14 @@ fn micro_batch_of_stage(job: &stage::Job) -> Option<MicroBatch> {
         Job::Forward { micro_batch, .. } | Job::Backward { micro_batch, .. } => Some(*micro_batch),
         _ => None,
     }
+}
+
+/// Half of every number: of the right shape, and finite.
+fn lie(tensor: Boundary) -> Boundary {
+    let Ok(mut numbers) = tensor.decode() else { return tensor };
+    numbers.iter_mut().for_each(|number| *number /= 2.0);
+    let lie = Boundary::encode(&numbers, tensor.shape(), Precision::F32);
+    lie.map_or(tensor, |lie| lie)
 }
 
 fn unmeasured() -> JobError {
