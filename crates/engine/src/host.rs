@@ -4,8 +4,7 @@ use crate::batches::{Aim, Batches, MicroBatchData};
 use crate::cache::AnyCache;
 use crate::error::EngineError;
 use crate::evaluate::Evaluation;
-use crate::measure;
-use crate::node::{Environment, ModelFiles};
+use crate::node::ModelFiles;
 use crate::source::{Model, Prepared, adamw, storage};
 use crate::stage::{Most, Part, numbers, receive, send};
 use crate::texts::Texts;
@@ -98,16 +97,9 @@ impl HostEngine {
     /// # Errors
     ///
     /// In words, when it cannot.
-    pub async fn run(
-        &mut self,
-        job: Job,
-        environment: &impl Environment,
-        on_progress: impl FnMut(u64, u64),
-    ) -> Result<Done, EngineError> {
+    pub async fn run(&mut self, job: Job, on_progress: impl FnMut(u64, u64)) -> Result<Done, EngineError> {
         match job {
             Job::Load { blocks, states } => {
-                let expected = measure::expected_of_host(&self.config, &self.settings, &blocks)?;
-                environment.holding(expected).await;
                 self.load(blocks, &states, on_progress).await?;
                 Ok(Done::Load)
             }
@@ -187,15 +179,7 @@ impl HostEngine {
                 };
                 Ok(Done::InferHead { done })
             }
-            Job::Measure(measure) => {
-                let part = self.part.as_ref().map_or(0, Part::held);
-                let held = part.saturating_add(self.ends.as_ref().map_or(0, Ends::bytes));
-                let memory = environment.memory(measure.most, held).await;
-                // The head is that of the text.
-                let (config, settings) = (&self.config, &measure.settings);
-                let profile = measure::host(config, settings, &self.device, memory, environment).await?;
-                Ok(Done::Measure(Box::new(profile)))
-            }
+            Job::Check { blocks, input, states } => Ok(Done::Check(self.again(blocks, &input, &states).await?)),
         }
     }
 
@@ -244,6 +228,42 @@ impl HostEngine {
 
     fn ends(&self) -> Result<&Ends, EngineError> {
         self.ends.as_ref().ok_or(EngineError::NotLoaded)
+    }
+
+    /// What a stage of these blocks makes of its input, one block after the other: no more than one is held.
+    async fn again(
+        &mut self,
+        blocks: std::ops::Range<u16>,
+        input: &Boundary,
+        states: &[BlockBytes],
+    ) -> Result<Boundary, EngineError> {
+        match self.checked.take() {
+            Some(files) => {
+                let again = self.again_from(&files, blocks, input, states).await;
+                self.checked = Some(files);
+                again
+            }
+            None => self.again_from(&self.model.files, blocks, input, states).await,
+        }
+    }
+
+    async fn again_from(
+        &self,
+        files: &impl Files,
+        blocks: std::ops::Range<u16>,
+        input: &Boundary,
+        states: &[BlockBytes],
+    ) -> Result<Boundary, EngineError> {
+        let most = Most::new(&self.settings, &self.config);
+        let (mut h, lengths) = receive(input, &self.config, most, &self.device)?;
+        for block in blocks {
+            let own: Vec<_> = states.iter().filter(|state| state.block == block).cloned().collect();
+            let (index, range) = (&self.model.index, block..block + 1);
+            let (config, settings, device) = (&self.config, &self.settings, &self.device);
+            let part = Part::load(files, index, config, range, settings, &own, None, device, |_| ()).await?;
+            h = part.infer(h, &lengths);
+        }
+        send(h, &lengths, self.settings.boundary).await
     }
 
     async fn load(
