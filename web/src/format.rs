@@ -60,6 +60,16 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// Seconds of something short, as `12 ms`.
+pub(crate) fn short_time(seconds: f64) -> String {
+    match seconds {
+        seconds if !seconds.is_finite() => "–".into(),
+        seconds if seconds >= 1.0 => format!("{seconds:.1} s"),
+        seconds if seconds >= 0.01 => format!("{:.0} ms", seconds * 1e3),
+        seconds => format!("{:.1} ms", seconds * 1e3),
+    }
+}
+
 /// A number with three to four significant digits.
 pub(crate) fn number(x: f64) -> String {
     let size = x.abs();

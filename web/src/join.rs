@@ -46,6 +46,7 @@ impl Stand {
             Self::InRoom(view) => match view.state {
                 DeviceState::Waiting | DeviceState::Connecting => "waiting",
                 DeviceState::Loading { .. } => "loading",
+                DeviceState::Measuring => "measuring",
                 DeviceState::Training => "training",
                 DeviceState::Idle => "idle",
                 DeviceState::Standby => "standby",
@@ -484,6 +485,7 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
         Stand::InRoom(view) => match view.state {
             DeviceState::Waiting | DeviceState::Connecting => "You are in",
             DeviceState::Loading { .. } => "Fetching its part of the model",
+            DeviceState::Measuring => "Measuring this device",
             DeviceState::Training => "This device is training",
             DeviceState::Idle => "Ready",
             DeviceState::Standby => "Standing by",
@@ -501,6 +503,9 @@ pub(crate) fn Join(secret: RoomSecret) -> impl IntoView {
         Stand::InRoom(view) => match (&view.state, view.blocks) {
             (DeviceState::Loading { loaded, total }, _) => {
                 format!("{} of {}", format::bytes(*loaded), format::bytes(*total))
+            }
+            (DeviceState::Measuring, _) => {
+                "A few seconds of the work that it will do, to find out what part suits it.".into()
             }
             (DeviceState::Idle, None) => "The run stands still at the moment.".into(),
             (DeviceState::Standby, _) => {

@@ -179,7 +179,9 @@ impl HostEngine {
                 };
                 Ok(Done::InferHead { done })
             }
-            Job::Check { blocks, input, states } => Ok(Done::Check(self.again(blocks, &input, &states).await?)),
+            Job::Check { blocks, input, states } => {
+                Ok(Done::Check(self.again(blocks, &input, &states).await?))
+            }
         }
     }
 

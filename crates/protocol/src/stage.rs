@@ -182,6 +182,8 @@ pub enum View {
     Greeting,
     /// Greeted, without a stage.
     Waiting,
+    /// Finds out how fast it is, before it is given a stage.
+    Measuring,
     /// Fetches its blocks (bytes of bytes), or waits for its neighbours.
     Loading(u64, u64),
     /// Has blocks ready, and no stage: it takes over from a device that leaves, or joins in between two steps.
@@ -477,12 +479,18 @@ impl Stage {
             Phase::Ended(reason) => View::Ended(reason.clone()),
             _ if self.orphaned.is_some() || self.host_presence == Presence::Silent => View::HostSilent,
             Phase::Greeting => View::Greeting,
+            Phase::Waiting if self.is_measuring() => View::Measuring,
             Phase::Waiting => View::Waiting,
             Phase::Loading(loading) => View::Loading(loading.progress.0, loading.progress.1),
             Phase::Standby(_) => View::Standby,
             Phase::Working(_) if self.room == RoomState::Running => View::Training,
             Phase::Working(_) => View::Idle(self.room),
         }
+    }
+
+    fn is_measuring(&self) -> bool {
+        let runs = self.running.as_ref().is_some_and(|job| matches!(job.kind, Kind::Measure(_)));
+        runs || self.measure.is_some()
     }
 
     /// The stage that it has.
@@ -635,7 +643,10 @@ impl Stage {
                 let profile = Ok(profile.clone());
                 self.send_host(Message::Measured { id: measure.id, profile });
             }
-            _ => self.measure = Some(measure),
+            _ => {
+                self.measure = Some(measure);
+                self.outputs.push_back(Output::Changed);
+            }
         }
     }
 
@@ -781,6 +792,7 @@ impl Stage {
     fn job_failed(&mut self, reason: String, failure: Failure) {
         let Some(Running { generation, kind, is_void: false, .. }) = self.running.take() else { return };
         if let Kind::Measure(id) = kind {
+            self.outputs.push_back(Output::Changed);
             return self.send_host(Message::Measured { id, profile: Err(reason) });
         }
         let Some(assign) = self.current().filter(|assign| assign.generation == generation) else { return };
@@ -799,6 +811,7 @@ impl Stage {
         let Some(Running { generation, kind, since, is_void: false }) = self.running.take() else { return };
         let (host, took) = (self.host, now.saturating_sub(since));
         if let (Kind::Measure(id), Done::Measure(profile)) = (kind, &done) {
+            self.outputs.push_back(Output::Changed);
             if let Some((_, known)) = &mut self.measured {
                 *known = Some(profile.clone());
             }

@@ -403,6 +403,22 @@ pub struct DeviceInfo {
     pub blocks: Option<(u16, u16)>,
     /// What it does now.
     pub state: DeviceState,
+    /// What was measured of it.
+    #[serde(default)]
+    pub facts: DeviceFacts,
+}
+
+/// What was measured of a device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeviceFacts {
+    /// Seconds of the forward and the backward pass of a block together, as the run has it.
+    pub pace: Option<f64>,
+    /// Bytes that it can spare for its stage, found out no further than the model could need.
+    pub memory: Option<u64>,
+    /// Bytes a second to and from it, the slower of both, and seconds there and back.
+    pub link: Option<(f64, f64)>,
+    /// Steps that were complete when the host last found one of its micro-batches to be computed right.
+    pub checked: Option<u32>,
 }
 
 /// What a device does now.
@@ -420,6 +436,8 @@ pub enum DeviceState {
         /// In all.
         total: u64,
     },
+    /// Finds out how fast it is.
+    Measuring,
     /// Takes part in the steps.
     Training,
     /// Has its blocks, and the run stands still.

@@ -17,7 +17,7 @@ use baton_protocol::message::Device as Introduction;
 use baton_protocol::pulse::Presence;
 use baton_protocol::run::{Backbone, ModelSource};
 use baton_web_api as api;
-use baton_web_api::{DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker, Visit};
+use baton_web_api::{DeviceFacts, DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker};
 use js_sys::{Array, Uint8Array};
 use std::ops::Range;
 use std::rc::Rc;
@@ -28,12 +28,7 @@ use web_sys::File;
 const RUN_FOLDER: &str = "baton-run";
 
 /// Starts the host's loop.
-pub(crate) fn start(
-    name: String,
-    visit: Visit,
-    backend: &str,
-    device: Device,
-) -> Inputs<RtcChannel, HostCommand> {
+pub(crate) fn start(name: String, backend: &str, device: Device) -> Inputs<RtcChannel, HostCommand> {
     let (inputs, queue) = node::queue();
     let introduction = Introduction { name, backend: backend.into() };
     let own = introduction.clone();
@@ -42,8 +37,7 @@ pub(crate) fn start(
     wasm_bindgen_futures::spawn_local(async move {
         let (cache, inputs) = (crate::cache().await, loop_inputs);
         let store = RunStore::new(AnyCache::Opfs(Rc::new(OpfsCache::open_in(RUN_FOLDER, None).await)));
-        let environment = WorkerEnvironment::open(visit).await;
-        node::run_host(introduction, device, cache, store, environment, inputs, queue, tell).await;
+        node::run_host(introduction, device, cache, store, WorkerEnvironment, inputs, queue, tell).await;
     });
     inputs
 }
@@ -242,12 +236,21 @@ fn tell(own: &Introduction, event: HostEvent) {
                 backend: own.backend.clone(),
                 blocks: blocks.map(pair),
                 state: state(loading.filter(|_| in_run), in_run),
+                facts: DeviceFacts::default(),
             };
-            let row = |DeviceView { peer, device, blocks, loading, presence, standby }: DeviceView| {
+            let row = |view: DeviceView| {
+                let facts = DeviceFacts {
+                    pace: view.pace,
+                    memory: view.memory,
+                    link: view.link.map(|link| (link.up.min(link.down), link.round_trip)),
+                    checked: view.checked.map(|step| step.0),
+                };
+                let DeviceView { peer, device, blocks, loading, presence, standby, measuring, .. } = view;
                 let state = match (&device, presence) {
                     (_, Presence::Hidden) => DeviceState::Hidden,
                     (_, Presence::Silent) => DeviceState::Silent,
                     (None, Presence::Present) => DeviceState::Connecting,
+                    (Some(_), Presence::Present) if measuring => DeviceState::Measuring,
                     (Some(_), Presence::Present) if standby.is_some() => DeviceState::Standby,
                     (Some(_), Presence::Present) => state(loading, blocks.is_some()),
                 };
@@ -255,7 +258,7 @@ fn tell(own: &Introduction, event: HostEvent) {
                     || (format!("Device {peer}"), String::new()),
                     |device| (device.name, device.backend),
                 );
-                DeviceInfo { peer: Some(peer), name, backend, blocks: blocks.map(pair), state }
+                DeviceInfo { peer: Some(peer), name, backend, blocks: blocks.map(pair), state, facts }
             };
             let devices = std::iter::once(me).chain(devices.into_iter().map(row)).collect();
             post(&FromWorker::Devices { devices }, None);

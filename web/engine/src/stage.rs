@@ -46,6 +46,7 @@ fn tell(event: StageEvent) {
             let state = match view {
                 View::Greeting => DeviceState::Connecting,
                 View::Waiting | View::Ended(_) => DeviceState::Waiting,
+                View::Measuring => DeviceState::Measuring,
                 View::Loading(loaded, total) => DeviceState::Loading { loaded, total },
                 View::Training => DeviceState::Training,
                 View::Idle(_) => DeviceState::Idle,

@@ -6,7 +6,7 @@ use crate::{
     browser, format,
     track::{Station, Track},
 };
-use baton_web_api::{DeviceInfo, DeviceState, RunPhase};
+use baton_web_api::{DeviceFacts, DeviceInfo, DeviceState, RunPhase};
 use gloo::timers::callback::Timeout;
 use leptos::prelude::*;
 use qrcode::{EcLevel, QrCode, render::svg};
@@ -21,6 +21,7 @@ pub(crate) fn state_name(state: &DeviceState) -> &'static str {
         DeviceState::Waiting => "waiting",
         DeviceState::Connecting => "connecting",
         DeviceState::Loading { .. } => "loading",
+        DeviceState::Measuring => "measuring",
         DeviceState::Training => "training",
         DeviceState::Idle => "idle",
         DeviceState::Standby => "standby",
@@ -37,12 +38,26 @@ pub(crate) fn state_words(state: &DeviceState) -> String {
         DeviceState::Loading { loaded, total } => {
             format!("loading {} of {}", format::bytes(*loaded), format::bytes(*total))
         }
+        DeviceState::Measuring => "measuring itself".into(),
         DeviceState::Training => "training".into(),
         DeviceState::Idle => "ready".into(),
         DeviceState::Standby => "standing by".into(),
         DeviceState::Hidden => "hidden: its page is not looked at".into(),
         DeviceState::Silent => "not heard".into(),
     }
+}
+
+/// What was measured of a device, in words.
+fn facts(facts: &DeviceFacts) -> String {
+    let parts = [
+        facts.pace.map(|seconds| format!("{} a block", format::short_time(seconds))),
+        facts.memory.map(|bytes| format!("{} free", format::bytes(bytes))),
+        facts.link.map(|(bytes, round_trip)| {
+            format!("{}/s, {} away", format::bytes(bytes as u64), format::short_time(round_trip))
+        }),
+        facts.checked.map(|step| format!("checked at step {}", step + 1)),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" · ")
 }
 
 /// The code as dark squares on its own light ground, which every reader wants.
@@ -224,6 +239,7 @@ fn Device(now: Memo<DeviceInfo>) -> impl IntoView {
             format!("{} · {part}", device.backend)
         })
     };
+    let facts = move || now.with(|device| facts(&device.facts));
     let progress = move || {
         now.with(|device| match device.state {
             #[allow(clippy::cast_precision_loss)] // a bar of a hundred steps
@@ -246,6 +262,7 @@ fn Device(now: Memo<DeviceInfo>) -> impl IntoView {
                     <span class="tag" hidden=move || peer().is_some()>"this device"</span>
                 </p>
                 <p class="device-detail">{detail}</p>
+                <p class="device-detail device-facts" hidden=move || facts().is_empty()>{facts}</p>
                 <div class="cells" aria-hidden="true">{cells}</div>
                 {move || progress().map(|share| view! {
                     <progress max="1" prop:value=share aria-label="Loading"></progress>

@@ -367,6 +367,7 @@ impl Visit<'_> {
                 let (kind, words) = match view {
                     View::Greeting => ("connecting", "connecting to the host".to_owned()),
                     View::Waiting => ("waiting", "in the room; waiting for work".to_owned()),
+                    View::Measuring => ("measuring", "finds out how fast it is".to_owned()),
                     View::Loading(loaded, total) if loaded < total => {
                         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
                         ("loading", format!("loading {:.1} of {:.1} MiB{part}", mib(loaded), mib(total)))
