@@ -1,6 +1,6 @@
 //! Who does nothing: silent devices, and those that are heard and do not get on with their work.
 
-use super::state::{Compute, Inquiry};
+use super::state::{Compute, Inquiry, Run};
 use super::{Coordinator, Output};
 use crate::ids::{PeerId, Step};
 use crate::message::{Counts, Message};
@@ -174,6 +174,9 @@ impl Coordinator {
             }
             (sent, before) = (counts.forwards_out, Some(*id));
         }
+        if idle.is_none() && cut.is_none() {
+            (idle, cut) = lost_on_the_way(run, &answers);
+        }
         match (idle, cut) {
             (Some(peer), _) => self.dismiss(
                 peer,
@@ -185,4 +188,33 @@ impl Coordinator {
             (None, None) => self.mend(),
         }
     }
+}
+
+/// Who lost what the stages say they sent, if all of them did their part: hidden states on the way to the host, or
+/// gradients on the way back. Between the host and a stage nothing gets lost without a word: that stage never sent it, or
+/// dropped it. Between two stages it may be either: the two of them.
+fn lost_on_the_way(
+    run: &Run,
+    answers: &BTreeMap<PeerId, (Step, Counts)>,
+) -> (Option<PeerId>, Option<(PeerId, PeerId)>) {
+    let counts = |id: &PeerId| answers.get(id).map(|(_, counts)| *counts).unwrap_or_default();
+    let stages = run.plan.stages();
+    let (Some((first, _)), Some((last, _))) = (stages.first(), stages.last()) else { return (None, None) };
+    let count = |waiting: usize| u16::try_from(waiting).unwrap_or(u16::MAX);
+    let arrived = run.open.next_head.0.saturating_add(count(run.open.head.len()));
+    if counts(last).forwards_out > arrived {
+        return (Some(*last), None);
+    }
+    let (mut sent, mut behind) = (run.open.next_head.0, None);
+    for (id, _) in stages.iter().rev() {
+        if counts(id).backwards_in < sent {
+            return match behind {
+                Some(behind) => (None, Some((*id, behind))),
+                None => (Some(*id), None),
+            };
+        }
+        (sent, behind) = (counts(id).backwards_out, Some(*id));
+    }
+    let returned = run.open.front.taken().1.saturating_add(count(run.open.grads.len()));
+    ((counts(first).backwards_out > returned).then_some(*first), None)
 }
