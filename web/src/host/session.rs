@@ -761,11 +761,18 @@ impl Session {
                 });
                 // Who stayed connected while the socket was away is met already.
                 let older = self.meshes();
-                self.with(|held| {
+                let emptied = self.with(|held| {
+                    // Those that nobody is connected by any more, and their clocks, go.
+                    let both =
+                        std::mem::take(&mut held.meshes).into_iter().zip(std::mem::take(&mut held.pulses));
+                    let (used, emptied): (Vec<_>, Vec<_>) = both.partition(|((_, mesh), _)| !mesh.is_empty());
+                    (held.meshes, held.pulses) = used.into_iter().unzip();
                     held.meshes.push((me, mesh));
                     held.pulses.push(pulse);
                     held.waiting.clear();
+                    emptied
                 });
+                drop(emptied);
                 for peer in peers.into_iter().filter(|peer| !older.iter().any(|mesh| mesh.has(*peer))) {
                     self.connect(peer);
                 }

@@ -276,6 +276,11 @@ impl Mesh {
         self.0.connections.borrow().keys().any(|(other, _)| *other == peer)
     }
 
+    /// Whether there is no connection to anybody, nor one in the making.
+    pub fn is_empty(&self) -> bool {
+        self.0.connections.borrow().is_empty()
+    }
+
     /// The room's host.
     pub fn host(&self) -> PeerId {
         self.0.host
