@@ -60,9 +60,16 @@ pub enum Presence {
     Present,
     /// Heard, and about to be slowed down or frozen: it said so.
     Hidden,
+    /// Heard, and its battery is nearly empty: its owner needs what is left.
+    Drained,
     /// Not heard for [`SUSPECT`].
     Silent,
 }
+
+/// A battery that holds no more than this share, in percent, and is not charging, is spared...
+const EMPTY: u8 = 10;
+/// ... until it holds as much as this, or is charging.
+const ENOUGH: u8 = 15;
 
 impl Presence {
     /// Whether it can be relied on.
@@ -97,6 +104,7 @@ pub struct Monitor {
 struct Watch {
     heard: Duration,
     presence: Presence,
+    drained: bool,
     last: Pulse,
 }
 
@@ -108,7 +116,8 @@ impl Monitor {
 
     /// A pulse channel to a device is open.
     pub fn watch(&mut self, peer: PeerId, now: Duration) {
-        let watch = Watch { heard: now, presence: Presence::Present, last: Pulse::default() };
+        let last = Pulse::default();
+        let watch = Watch { heard: now, presence: Presence::Present, drained: false, last };
         self.peers.entry(peer).or_insert(watch).heard = now;
         // It is told at once, so that a page that was hidden when it joined is known to be.
         self.outputs.push_back(Output::Pulse);
@@ -125,7 +134,13 @@ impl Monitor {
             return;
         };
         (watch.heard, watch.last) = (now, pulse);
-        let presence = if pulse.hidden { Presence::Hidden } else { Presence::Present };
+        let least = if watch.drained { ENOUGH } else { EMPTY };
+        watch.drained = !pulse.charging && pulse.battery.is_some_and(|percent| percent <= least);
+        let presence = match pulse.hidden {
+            true => Presence::Hidden,
+            false if watch.drained => Presence::Drained,
+            false => Presence::Present,
+        };
         if std::mem::replace(&mut watch.presence, presence) != presence {
             self.outputs.push_back(Output::Presence { peer: from, presence });
         }
@@ -252,5 +267,33 @@ mod tests {
         monitor.receive(PEER, &Pulse::default().to_bytes(), at(60_001));
         monitor.handle_timeout(at(60_250));
         assert_eq!(presences(&mut monitor), []);
+    }
+
+    #[test]
+    fn a_nearly_empty_battery_is_spared_until_it_is_charged() {
+        let mut monitor = Monitor::new(Duration::ZERO);
+        monitor.watch(PeerId(1), Duration::ZERO);
+        let mut told = Vec::new();
+        for (battery, charging) in [
+            (Some(40), false),
+            (Some(10), false),
+            (Some(14), false),
+            (Some(9), true),
+            (Some(12), false),
+            (None, false),
+        ] {
+            monitor.receive(
+                PeerId(1),
+                &Pulse { hidden: false, battery, charging }.to_bytes(),
+                Duration::ZERO,
+            );
+            while let Some(output) = monitor.poll() {
+                if let Output::Presence { presence, .. } = output {
+                    told.push((battery, presence));
+                }
+            }
+        }
+        // Charging lifts it, and 12 % is enough for one that was not spared before.
+        assert_eq!(told, [(Some(10), Presence::Drained), (Some(9), Presence::Present)]);
     }
 }

@@ -69,8 +69,8 @@ impl Hostile {
     }
 
     fn presence(&mut self) -> Presence {
-        use Presence::{Hidden, Present, Silent};
-        *[Present, Present, Hidden, Silent].choose(&mut self.rng).expect("not empty")
+        use Presence::{Drained, Hidden, Present, Silent};
+        *[Present, Present, Hidden, Drained, Silent].choose(&mut self.rng).expect("not empty")
     }
 
     fn fault(&mut self) -> Fault {

@@ -446,6 +446,8 @@ pub enum DeviceState {
     Standby,
     /// Its page is hidden or its screen locked; the others go on without it.
     Hidden,
+    /// Its battery is nearly empty; the others go on without it until it is charged.
+    Drained,
     /// Not heard; the others go on without it.
     Silent,
 }

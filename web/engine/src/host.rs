@@ -248,6 +248,7 @@ fn tell(own: &Introduction, event: HostEvent) {
                 let DeviceView { peer, device, blocks, loading, presence, standby, measuring, .. } = view;
                 let state = match (&device, presence) {
                     (_, Presence::Hidden) => DeviceState::Hidden,
+                    (_, Presence::Drained) => DeviceState::Drained,
                     (_, Presence::Silent) => DeviceState::Silent,
                     (None, Presence::Present) => DeviceState::Connecting,
                     (Some(_), Presence::Present) if measuring => DeviceState::Measuring,

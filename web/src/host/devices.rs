@@ -26,6 +26,7 @@ pub(crate) fn state_name(state: &DeviceState) -> &'static str {
         DeviceState::Idle => "idle",
         DeviceState::Standby => "standby",
         DeviceState::Hidden => "hidden",
+        DeviceState::Drained => "drained",
         DeviceState::Silent => "silent",
     }
 }
@@ -43,6 +44,7 @@ pub(crate) fn state_words(state: &DeviceState) -> String {
         DeviceState::Idle => "ready".into(),
         DeviceState::Standby => "standing by".into(),
         DeviceState::Hidden => "hidden: its page is not looked at".into(),
+        DeviceState::Drained => "spared: its battery is nearly empty".into(),
         DeviceState::Silent => "not heard".into(),
     }
 }

@@ -63,6 +63,7 @@ impl Coordinator {
                 return self.came();
             }
             Presence::Hidden => "its page is hidden or its screen locked",
+            Presence::Drained => "its battery is nearly empty",
             Presence::Silent => "it is not heard any more",
         };
         if was_usable {
