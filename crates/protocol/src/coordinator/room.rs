@@ -109,8 +109,8 @@ impl Coordinator {
         }
         // A device that is new to the room, or a plan that is far off, is not kept waiting by the moves before.
         let is_new = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.fresh);
-        let at_once =
-            wanted.stages.iter().any(|(id, _)| is_new(id)) || candidate.step <= FAR_OFF * current.step;
+        let helps = wanted.stages.iter().any(|(id, _)| is_new(id));
+        let at_once = helps || candidate.step <= FAR_OFF * current.step;
         let (last, moves) = run.moved;
         let situation = Situation {
             current: current.step,
@@ -121,7 +121,10 @@ impl Coordinator {
             steps_since: run.committed.0.saturating_sub(last.0),
             moves: if at_once { 0 } else { moves },
         };
-        Some(Hysteresis::default().worth_moving(&situation).moves())
+        let usual = Hysteresis::default();
+        // Who came to help is given work as soon as it pays at all.
+        let hysteresis = if helps { Hysteresis { least_gain: 0.02, margin: 1.0, ..usual } } else { usual };
+        Some(hysteresis.worth_moving(&situation).moves())
     }
 
     /// Seconds of a forward and a backward pass of a block for each of these devices; none where nobody was timed.
