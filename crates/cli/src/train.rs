@@ -232,6 +232,7 @@ impl Train {
             config,
             manifest: Vec::new(),
             committed: Step(0),
+            judged: false,
             profile: None,
             states,
             head: engine.trains_head(),

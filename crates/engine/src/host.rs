@@ -4,7 +4,8 @@ use crate::batches::{Aim, Batches, MicroBatchData};
 use crate::cache::AnyCache;
 use crate::error::EngineError;
 use crate::evaluate::Evaluation;
-use crate::node::ModelFiles;
+use crate::measure;
+use crate::node::{Environment, ModelFiles};
 use crate::source::{Model, Prepared, adamw, storage};
 use crate::stage::{Most, Part, numbers, receive, send};
 use crate::texts::Texts;
@@ -97,9 +98,16 @@ impl HostEngine {
     /// # Errors
     ///
     /// In words, when it cannot.
-    pub async fn run(&mut self, job: Job, on_progress: impl FnMut(u64, u64)) -> Result<Done, EngineError> {
+    pub async fn run(
+        &mut self,
+        job: Job,
+        environment: &impl Environment,
+        on_progress: impl FnMut(u64, u64),
+    ) -> Result<Done, EngineError> {
         match job {
             Job::Load { blocks, states } => {
+                let expected = measure::expected_of_host(&self.config, &self.settings, &blocks)?;
+                environment.holding(expected).await;
                 self.load(blocks, &states, on_progress).await?;
                 Ok(Done::Load)
             }
@@ -181,6 +189,15 @@ impl HostEngine {
             }
             Job::Check { blocks, input, states } => {
                 Ok(Done::Check(self.again(blocks, &input, &states).await?))
+            }
+            Job::Measure(measure) => {
+                let part = self.part.as_ref().map_or(0, Part::held);
+                let held = part.saturating_add(self.ends.as_ref().map_or(0, Ends::bytes));
+                let memory = environment.memory(measure.most, held).await;
+                // The head is that of the text.
+                let (config, settings) = (&self.config, &measure.settings);
+                let profile = measure::host(config, settings, &self.device, memory, environment).await?;
+                Ok(Done::Measure(Box::new(profile)))
             }
         }
     }

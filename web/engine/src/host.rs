@@ -17,7 +17,9 @@ use baton_protocol::message::Device as Introduction;
 use baton_protocol::pulse::Presence;
 use baton_protocol::run::{Backbone, ModelSource};
 use baton_web_api as api;
-use baton_web_api::{DeviceFacts, DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker};
+use baton_web_api::{
+    DeviceFacts, DeviceInfo, DeviceState, ErrorAbout, FromWorker, ModelChoice, ToWorker, Visit,
+};
 use js_sys::{Array, Uint8Array};
 use std::ops::Range;
 use std::rc::Rc;
@@ -28,7 +30,12 @@ use web_sys::File;
 const RUN_FOLDER: &str = "baton-run";
 
 /// Starts the host's loop.
-pub(crate) fn start(name: String, backend: &str, device: Device) -> Inputs<RtcChannel, HostCommand> {
+pub(crate) fn start(
+    name: String,
+    visit: Visit,
+    backend: &str,
+    device: Device,
+) -> Inputs<RtcChannel, HostCommand> {
     let (inputs, queue) = node::queue();
     let introduction = Introduction { name, backend: backend.into() };
     let own = introduction.clone();
@@ -37,7 +44,8 @@ pub(crate) fn start(name: String, backend: &str, device: Device) -> Inputs<RtcCh
     wasm_bindgen_futures::spawn_local(async move {
         let (cache, inputs) = (crate::cache().await, loop_inputs);
         let store = RunStore::new(AnyCache::Opfs(Rc::new(OpfsCache::open_in(RUN_FOLDER, None).await)));
-        node::run_host(introduction, device, cache, store, WorkerEnvironment, inputs, queue, tell).await;
+        let environment = WorkerEnvironment::open(visit).await;
+        node::run_host(introduction, device, cache, store, environment, inputs, queue, tell).await;
     });
     inputs
 }
