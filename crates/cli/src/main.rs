@@ -4,6 +4,7 @@ mod export;
 mod generate;
 mod inspect;
 mod join;
+mod memory;
 mod merge;
 mod report;
 mod simulate;
@@ -33,6 +34,7 @@ enum Command {
     Join(join::Join),
     /// Say what a model is, whether all of it is there, and what it needs on 1, 2 and 4 phones.
     Inspect(inspect::Inspect),
+    Memory(memory::Memory),
     /// Write a continuation of a text.
     Generate(generate::Generate),
     /// Work an adapter into its model's weights: a model of its own, in the Hugging Face layout.
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Train(train) => futures::executor::block_on(train.run()),
         Command::Join(join) => join.run(),
         Command::Inspect(inspect) => futures::executor::block_on(inspect.run()),
+        Command::Memory(memory) => memory.run(),
         Command::Generate(generate) => futures::executor::block_on(generate.run()),
         Command::Merge(merge) => futures::executor::block_on(merge.run()),
         Command::ExportGguf(export) => futures::executor::block_on(export.run()),

@@ -214,7 +214,11 @@ fn the_estimate_is_of_the_phones_and_the_settings_that_are_asked_for() {
     assert!(long["activations"].as_u64() > usual["activations"].as_u64());
     let few = of(&["--targets", "q_proj", "--lora-rank", "4"]);
     assert!(few["adapters"].as_u64() < usual["adapters"].as_u64());
-    assert_eq!((&few["frozen"], &few["activations"]), (&usual["frozen"], &usual["activations"]));
+    assert!(
+        few["activations"].as_u64() < usual["activations"].as_u64(),
+        "a map without an adapter keeps no input"
+    );
+    assert_eq!(few["frozen"], usual["frozen"]);
     let output = inspect(&model, &["--targets", "elsewhere"]);
     assert!(!output.status.success() && said(&output.stderr).contains("elsewhere"));
 }

@@ -49,7 +49,7 @@ pub use ends::{Ends, end_bytes};
 pub use error::ModelError;
 pub use head::{ClassifierHead, HeadState};
 pub use lora::{Lora, LoraSpec, Pairs};
-pub use memory::{InFlight, StageMemory, stage_memory};
+pub use memory::{InFlight, LOADING, StageMemory, head_memory, stage_memory};
 pub use pretrain::Pretrainer;
 pub use sample::sample;
 pub use state::BlockState;

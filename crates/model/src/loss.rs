@@ -7,6 +7,9 @@ use burn::tensor::{Device, Int, Tensor};
 use crate::ModelError;
 use crate::device::{indices, matrix};
 
+/// Logits that exist at once: a few positions' worth.
+pub(crate) const LOGITS: usize = 1 << 22;
+
 /// The positions that count, with their targets and weights.
 pub(crate) struct Targets {
     /// Positions in [batch · time].
@@ -88,7 +91,6 @@ impl Targets {
 
     /// The positions a few at a time, so that no more than a few MiB of logits exist at once.
     fn chunks<'a>(&'a self, rows: usize, device: &'a Device) -> impl Iterator<Item = Chunk> + 'a {
-        const LOGITS: usize = 1 << 22;
         let length = (LOGITS / self.vocab.max(1)).max(1);
         (0..rows).step_by(length).map(move |start| {
             let length = length.min(rows - start);

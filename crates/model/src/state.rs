@@ -65,7 +65,8 @@ impl BlockState {
     pub fn to_bytes(&self) -> Vec<u8> {
         let floats = self.pairs.values().flat_map(|pair| pair.values.iter().flatten());
         let block = u32::try_from(self.block).unwrap_or(u32::MAX);
-        let mut bytes = Vec::new();
+        let numbers: usize = self.pairs.values().flat_map(|pair| pair.values.iter().map(Vec::len)).sum();
+        let mut bytes = Vec::with_capacity(HEADER + 4 * numbers);
         bytes.extend(block.to_le_bytes());
         bytes.extend(self.step.to_le_bytes());
         bytes.extend(floats.flat_map(|float| float.to_le_bytes()));

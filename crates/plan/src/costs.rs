@@ -80,6 +80,9 @@ pub(crate) struct Costs {
     open: RangeMax,
     open_recompute: RangeMax,
     buffers: u64,
+    /// What a micro-batch in flight keeps of a stage's output, for every sample.
+    output: u64,
+    loading: u64,
     ends: MemoryParts,
 }
 
@@ -165,6 +168,9 @@ impl Costs {
             Some(*sum)
         }));
         let tokens = model.tokens;
+        let state = sums(&|block| block.state);
+        let all_state = state.last().copied().unwrap_or(0);
+        let logits = model.ends.logits.bytes(tokens).saturating_mul(samples).min(model.ends.most_logits);
         let range_max =
             |of: &dyn Fn(&crate::BlockProfile) -> u64| RangeMax::new(model.blocks.iter().map(of).collect());
         Self {
@@ -191,16 +197,21 @@ impl Costs {
             work,
             frozen: sums(&|block| block.frozen[storage as usize]),
             adapters: sums(&|block| block.adapters),
-            state: sums(&|block| block.state),
+            state,
             kept: sums(&|block| block.kept.bytes(tokens)),
             input: sums(&|block| block.input.bytes(tokens)),
             open: range_max(&|block| block.open.bytes(tokens)),
             open_recompute: range_max(&|block| block.open_recompute.bytes(tokens)),
             buffers: model.buffers.bytes(tokens).saturating_mul(samples),
+            output: model.hidden.saturating_mul(tokens).saturating_mul(4),
+            loading: model.loading,
             ends: MemoryParts {
                 ends: model.ends.frozen[storage as usize]
                     .saturating_add(model.ends.trained)
-                    .saturating_add(model.ends.open.bytes(tokens).saturating_mul(samples)),
+                    .saturating_add(model.ends.open.bytes(tokens).saturating_mul(samples))
+                    .saturating_add(logits)
+                    // The states that are complete, and the same on their way to the disk.
+                    .saturating_add(all_state.saturating_mul(2)),
                 ..MemoryParts::default()
             },
         }
@@ -243,11 +254,17 @@ impl Costs {
         let samples = in_flight.min(self.micro_batches()).saturating_mul(self.samples).min(self.batch);
         let (kept, open) =
             if recompute { (&self.input, &self.open_recompute) } else { (&self.kept, &self.open) };
+        let output = if recompute { 0 } else { self.output };
+        let activations = of(kept).saturating_add(output).saturating_mul(samples);
+        let working = open.of(from, to).saturating_mul(self.samples).saturating_add(self.buffers);
+        // After a step there are no activations, but the states: read back, as bytes, and as a message. Before the first
+        // there are neither, but what is being loaded. What is free then is used again.
+        let between = of(&self.state).saturating_mul(3).max(self.loading).saturating_sub(activations);
         MemoryParts {
             frozen: of(&self.frozen),
             adapters: of(&self.adapters),
-            activations: of(kept).saturating_mul(samples),
-            working: open.of(from, to).saturating_mul(self.samples).saturating_add(self.buffers),
+            activations,
+            working: working.max(between),
             ..own
         }
     }
@@ -415,7 +432,9 @@ impl Layout {
             let count = u64::from(mask.count_ones()).max(1);
             let limit = behind.div_ceil(count).max(1);
             behind -= count;
-            let in_flight = limit.min(costs.micro_batches().div_ceil(count));
+            // A host that trains alone goes all the way with one before it takes the next.
+            let alone = shape.stages.is_empty();
+            let in_flight = if alone { 1 } else { limit.min(costs.micro_batches().div_ceil(count)) };
             let first = self.lanes.len();
             // The host's bit is not in the mask: its node is 0, the others' are one more than their bits.
             let nodes = || (index == 0).then_some(0).into_iter().chain(bits(mask).map(|bit| bit + 1));

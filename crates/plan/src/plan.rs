@@ -65,9 +65,10 @@ pub struct MemoryParts {
     pub adapters: u64,
     /// What backward needs of the micro-batches in flight.
     pub activations: u64,
-    /// The block that runs, and messages in and out.
+    /// The block that runs, and messages in and out; more where loading, or what is handed over between steps, takes
+    /// more than the activations and this.
     pub working: u64,
-    /// On the host, embedding, LM head and loss.
+    /// On the host, embedding, LM head and loss, and every device's adapters and moments.
     pub ends: u64,
 }
 

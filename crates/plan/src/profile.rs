@@ -384,8 +384,12 @@ pub struct EndsProfile {
     pub frozen: [u64; 4],
     /// Bytes of a head that is trained, with gradients and moments.
     pub trained: u64,
-    /// Bytes of every sample whose loss is taken: logits and their gradient.
+    /// Bytes of every sample whose loss is taken, without the logits.
     pub open: Growth,
+    /// Bytes of its logits and what is made of them...
+    pub logits: Growth,
+    /// ... of which no more exist at once than this, whatever the samples.
+    pub most_logits: u64,
 }
 
 /// The model, as far as a plan needs it.
@@ -401,6 +405,8 @@ pub struct ModelProfile {
     pub hidden: u64,
     /// Bytes of every sample of a micro-batch that a stage takes for messages in and out.
     pub buffers: Growth,
+    /// Bytes that pass through a device while it loads its weights, beside them.
+    pub loading: u64,
 }
 
 impl ModelProfile {

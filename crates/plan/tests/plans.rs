@@ -152,6 +152,9 @@ fn every_remedy_of_a_refusal_is_one() {
         for device in room.devices.iter_mut().map(|peer| &mut peer.device).chain([&mut room.host.device]) {
             device.memory = (device.memory as f64 * share) as u64;
         }
+        if seed % 4 == 0 {
+            enough_for_one_sample(&mut room, &model, &options);
+        }
         let Err(error) = plan(&room, &model, &options) else { continue };
         let words = error.to_string();
         let PlanError::Refused(refusal) = error else { panic!("seed {seed}: {words}") };
@@ -194,6 +197,22 @@ fn every_remedy_of_a_refusal_is_one() {
         }
     }
     assert!(kinds.iter().all(|count| *count > 0), "{kinds:?}");
+}
+
+/// Gives everybody the memory that the fastest plan for a batch of one sample takes, and no more.
+fn enough_for_one_sample(room: &mut Room, model: &ModelProfile, options: &Options) {
+    let devices = |room: &mut Room, memory: &dyn Fn(Node) -> u64| {
+        room.host.device.memory = memory(Node::Host);
+        for (peer, index) in room.devices.iter_mut().zip(0..) {
+            peer.device.memory = memory(Node::Device(DeviceIndex(index)));
+        }
+    };
+    devices(room, &|_| u64::MAX);
+    let one =
+        Options { batch_size: 1, micro_batches: vec![1], recompute: Recompute::Always, ..options.clone() };
+    let loads = plan(room, model, &one).unwrap().prediction.loads;
+    let memory = |node| loads.iter().find(|load| load.node == node).map_or(0, |load| load.memory.total());
+    devices(room, &memory);
 }
 
 #[test]

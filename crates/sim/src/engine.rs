@@ -26,6 +26,7 @@ pub(crate) fn even_profile(blocks: u16) -> ModelProfile {
         tokens: 1,
         hidden: 1,
         buffers: Growth::default(),
+        loading: 0,
     }
 }
 

@@ -303,6 +303,7 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
         tokens: 1,
         hidden: (costs.boundary / 2.0) as u64,
         buffers: Growth::default(),
+        loading: 0,
     };
     let partition = Partition {
         micro_batches: settings.micro_batches,

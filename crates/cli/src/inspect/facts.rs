@@ -8,15 +8,15 @@ use baton_formats::{
     ChatTemplate, Files, FilesError, Gguf, ModelConfig, TensorEntry, TensorIndex, TensorSpec, Tokenizer,
     WeightsError, block_tensors, end_tensors, head_tensors, read_all,
 };
-use baton_model::{InFlight, LoraSpec, StageMemory, Storage, end_bytes, frozen_bytes, stage_memory};
+use baton_model::{
+    InFlight, LoraSpec, StageMemory, Storage, end_bytes, frozen_bytes, head_memory, stage_memory,
+};
 use baton_plan::even_split;
 use baton_protocol::run::Settings;
 use serde::{Deserialize, Serialize};
 
 const CONFIG_LIMIT: u64 = 1 << 20;
 const TOKENIZER_LIMIT: u64 = 64 << 20;
-/// The host takes the loss of so many logits at once, and holds about three tensors of that size.
-const LOGITS: u64 = 3 * (1 << 22);
 
 /// All of it.
 #[derive(Serialize)]
@@ -204,7 +204,7 @@ pub(super) async fn read(
             micro_batches: settings.micro_batches,
             lora_rank: settings.lora_rank,
             targets: settings.targets.clone(),
-            host_activations: host_activations(&config, settings),
+            host_activations: host_activations(&config, settings)?,
         },
         problems,
     })
@@ -374,14 +374,13 @@ fn samples(settings: &Settings) -> u64 {
     u64::from(settings.batch_size.div_ceil(settings.micro_batches.max(1).into()))
 }
 
-/// The hidden states of the micro-batches in flight, and the logits of a language head.
-fn host_activations(config: &ModelConfig, settings: &Settings) -> u64 {
-    let rows = samples(settings) * u64::from(settings.seq_len);
-    let logits = match config.classifier() {
-        None => LOGITS.min(3 * rows * config.vocab_size as u64),
-        Some(_) => 0,
-    };
-    4 * (u64::from(settings.micro_batches) * rows * config.hidden_size as u64 + logits)
+/// What the loss takes, and all adapters with their moments: those that are complete, and on their way to the disk.
+fn host_activations(config: &ModelConfig, settings: &Settings) -> Result<u64> {
+    let targets = config.targets(&settings.targets)?;
+    let lora = LoraSpec::new(settings.lora_rank.into(), settings.lora_alpha, targets);
+    let idle = InFlight { micro_batches: 0, samples: 1, time: 1, recompute: false };
+    let all = stage_memory(config, 0..config.num_hidden_layers, Storage::F32, &lora, idle);
+    Ok(head_memory(config, samples(settings), settings.seq_len.into()).saturating_add(all.handover / 3 * 2))
 }
 
 /// A file, or where there is none what a GGUF file says in its place.

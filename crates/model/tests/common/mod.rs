@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 pub mod family;
+pub mod made;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

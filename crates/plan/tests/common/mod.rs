@@ -39,11 +39,14 @@ pub(crate) fn model(blocks: usize) -> ModelProfile {
         ends: EndsProfile {
             frozen: [3_000_000, 1_500_000, 800_000, 400_000],
             trained: 0,
-            open: Growth { linear: 8_000, quadratic: 0 },
+            open: Growth { linear: 4_000, quadratic: 0 },
+            logits: Growth { linear: 4_000, quadratic: 0 },
+            most_logits: 500_000,
         },
         tokens: 64,
         hidden: 256,
         buffers: Growth { linear: 4_096, quadratic: 0 },
+        loading: 0,
     }
 }
 
