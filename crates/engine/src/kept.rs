@@ -91,10 +91,45 @@ pub struct KeptSteps {
 }
 
 /// The steps of one run, among those that lie there.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Slot {
     run: Hash,
     steps: KeptSteps,
+}
+
+/// A [`Slot`] that is written, its states where they are: they may be tens of megabytes.
+#[derive(Serialize)]
+struct SlotRef<'a> {
+    run: Hash,
+    steps: StepsRef<'a>,
+}
+
+/// [`KeptSteps`] by reference, field for field.
+#[derive(Serialize)]
+struct StepsRef<'a> {
+    committed: Step,
+    states: Vec<&'a BlockBytes>,
+    reports: &'a [(StepReport, Duration)],
+    judged: &'a [(u32, Judgement)],
+}
+
+/// Steps of a run as they lie on the disk, for [`RunStore::keep`].
+pub struct EncodedSteps(Vec<u8>);
+
+impl EncodedSteps {
+    /// What is complete of `run`; `states` are adapters and moments after so many steps.
+    pub fn new<'a>(
+        run: Hash,
+        committed: Step,
+        states: impl Iterator<Item = &'a BlockBytes>,
+        reports: &'a [(StepReport, Duration)],
+        judged: &'a [(u32, Judgement)],
+    ) -> Option<Self> {
+        let steps = StepsRef { committed, states: states.collect(), reports, judged };
+        let slot = SlotRef { run, steps };
+        let size = postcard::experimental::serialized_size(&slot).ok()?;
+        postcard::to_extend(&slot, Vec::with_capacity(size)).ok().map(Self)
+    }
 }
 
 /// What a whole of pieces is.
@@ -124,10 +159,8 @@ impl RunStore {
     }
 
     /// Keeps the steps of a run. `turn` counts up.
-    pub async fn keep(&self, run: Hash, steps: KeptSteps, turn: u32) {
-        if let Ok(bytes) = postcard::to_allocvec(&Slot { run, steps }) {
-            self.write(slot(turn), &bytes).await;
-        }
+    pub async fn keep(&self, steps: EncodedSteps, turn: u32) {
+        self.write(slot(turn), &steps.0).await;
     }
 
     /// The run that is kept, and its last complete step.
@@ -185,4 +218,23 @@ fn slot(turn: u32) -> &'static str {
 
 fn key(name: &str, piece: Option<usize>) -> Hash {
     sha256(format!("baton kept {name} {piece:?}").as_bytes())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_that_were_written_where_they_are_read_back_the_same() {
+        let run = sha256(b"a run");
+        let states = [(0, vec![1, 2, 3]), (1, vec![])].map(|(block, bytes)| BlockBytes { block, bytes });
+        let report = StepReport { step: Step(6), loss: 1.5, lr: 1e-3, grad_norm: 0.25, tokens: 9 };
+        let reports = vec![(report, Duration::from_millis(40))];
+        let encoded = EncodedSteps::new(run, Step(7), states.iter(), &reports, &[]).unwrap();
+        assert_eq!(encoded.0.len(), encoded.0.capacity(), "nothing is allocated that is not written");
+        let slot: Slot = postcard::from_bytes(&encoded.0).unwrap();
+        let want = KeptSteps { committed: Step(7), states: states.to_vec(), reports, judged: vec![] };
+        assert_eq!((slot.run, slot.steps), (run, want));
+    }
 }

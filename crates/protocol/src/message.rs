@@ -408,9 +408,11 @@ impl Message {
         }
     }
 
-    /// Encodes it.
+    /// Encodes it. A message may be tens of megabytes: what it needs is allocated at once, and no more.
     pub fn to_bytes(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).expect("every message is plain data with known lengths")
+        let why = "every message is plain data with known lengths";
+        let size = postcard::experimental::serialized_size(self).expect(why);
+        postcard::to_extend(self, Vec::with_capacity(size)).expect(why)
     }
 
     /// Decodes what [`to_bytes`](Self::to_bytes) made; lengths are checked against the bytes that are there before

@@ -7,7 +7,7 @@ use crate::cache::AnyCache;
 use crate::error::EngineError;
 use crate::evaluate::{Evaluation, Judgement};
 use crate::host::{HostEngine, Requests, head_block};
-use crate::kept::{KeptRun, KeptSteps, RunStore};
+use crate::kept::{EncodedSteps, KeptRun, KeptSteps, RunStore};
 use crate::profile::model_profile;
 use crate::source::{AnyFiles, Model, Prepared};
 use crate::texts::{Prompt, Text, TextRequest};
@@ -810,14 +810,12 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                 let Some((run, turn)) = &mut self.kept_as else { return self.save_next() };
                 let (run, now) = (*run, *turn);
                 *turn = turn.wrapping_add(1);
-                let steps = KeptSteps {
-                    committed: self.coordinator.committed(),
-                    states: self.coordinator.states().cloned().collect(),
-                    reports: self.reports.clone(),
-                    judged: self.judgements.clone(),
-                };
+                let (committed, states) = (self.coordinator.committed(), self.coordinator.states());
+                let steps = EncodedSteps::new(run, committed, states, &self.reports, &self.judgements);
                 async move {
-                    store.keep(run, steps, now).await;
+                    if let Some(steps) = steps {
+                        store.keep(steps, now).await;
+                    }
                     Side::Saved(None)
                 }
                 .boxed_local()
