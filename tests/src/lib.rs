@@ -3,6 +3,8 @@
 //! `cargo xtask test --only e2e` sets the environment: BATON_DIST (the built page), BATON_SERVER and BATON_CLI (the
 //! binaries), CHROMEDRIVER and CHROME, GECKODRIVER and FIREFOX.
 
+pub mod bench;
+pub mod made;
 pub mod reference;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -183,6 +185,24 @@ pub struct TabOptions {
     pub phone: bool,
     /// Runs in every document before its own scripts. Chromium only.
     pub script: Option<String>,
+    /// Pins every process of this browser to a core. Chromium only.
+    pub core: Option<usize>,
+}
+
+impl TabOptions {
+    /// Chromium, or a script in `folder` that starts it on its core: what it starts inherits that.
+    fn binary(&self, folder: &Path) -> Result<PathBuf> {
+        let chrome = variable("CHROME")?;
+        let Some(core) = self.core else { return Ok(chrome) };
+        let script = folder.join("chrome.sh");
+        std::fs::write(
+            &script,
+            format!("#!/bin/sh\nexec taskset -c {core} '{}' \"$@\"\n", chrome.display()),
+        )?;
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, executable)?;
+        Ok(script)
+    }
 }
 
 impl Browser {
@@ -215,6 +235,28 @@ impl Browser {
         Ok(Self { kind, driver: format!("http://127.0.0.1:{port}"), _process: process })
     }
 
+    /// Gives every thread of every browser a priority, now and for as long as the task that comes back is not aborted:
+    /// Chromium sets its threads' priorities itself.
+    pub fn prefer(&self, nice: i32) -> Result<tokio::task::JoinHandle<()>> {
+        let driver = self._process.id().context("chromedriver has ended")?;
+        Ok(tokio::spawn(async move {
+            loop {
+                let threads = threads_below(driver);
+                let threads = threads.iter().map(u32::to_string);
+                let quiet = Stdio::null;
+                let renice = Command::new("renice")
+                    .args(["-n", &nice.to_string(), "-p"])
+                    .args(threads)
+                    .stdout(quiet())
+                    .stderr(quiet())
+                    .status();
+                // Threads come and go.
+                let _ = renice.await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }))
+    }
+
     /// Opens a page in a browser process of its own.
     pub async fn open(&self, url: &str, options: &TabOptions) -> Result<Tab> {
         let home = tempfile::tempdir()?;
@@ -244,7 +286,7 @@ fn chromium(home: &Path, options: &TabOptions) -> Result<Value> {
     }
     let chrome = json!({
         "args": flags,
-        "binary": variable("CHROME")?,
+        "binary": options.binary(home)?,
         "prefs": { "download.default_directory": home, "download.prompt_for_download": false },
     });
     Ok(json!({
@@ -558,6 +600,32 @@ fn processes() -> Vec<Process> {
     };
     let folders = std::fs::read_dir("/proc").into_iter().flatten();
     folders.filter_map(|folder| read(&folder.ok()?.path())).collect()
+}
+
+/// Every thread of every process that descends from `ancestor`.
+fn threads_below(ancestor: u32) -> Vec<u32> {
+    let number = |path: PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let children = |folder: &str| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        entries.filter_map(|entry| number(entry.ok()?.path())).collect::<Vec<_>>()
+    };
+    let parent = |id: u32| -> Option<u32> {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+    };
+    let parents: BTreeMap<u32, u32> =
+        children("/proc").into_iter().filter_map(|id| Some((id, parent(id)?))).collect();
+    let descends = |id: &u32| {
+        let mut at = *id;
+        while let Some(parent) = parents.get(&at) {
+            if *parent == ancestor {
+                return true;
+            }
+            at = *parent;
+        }
+        false
+    };
+    parents.keys().copied().filter(descends).flat_map(|id| children(&format!("/proc/{id}/task"))).collect()
 }
 
 /// The files of an archive.

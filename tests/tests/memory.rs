@@ -1,9 +1,8 @@
 //! What a tab holds while it loads its blocks: beside what it keeps, less than one large tensor.
 
 use anyhow::{Context, Result, ensure};
-use baton_e2e::{Browser, Server, TabOptions, WATCH_MEMORY, join, model_folder};
-use baton_formats::{ModelConfig, NumberFormat, SafetensorsWriter, block_tensors, end_tensors};
-use std::path::Path;
+use baton_e2e::made::make;
+use baton_e2e::{Browser, Server, TabOptions, WATCH_MEMORY, join};
 
 const STAGES: usize = 2;
 const MIB: u64 = 1 << 20;
@@ -15,48 +14,18 @@ const MIB: u64 = 1 << 20;
 /// with SmolLM2-135M's shape, 17 to 31 before pieces were read one at a time.
 const BESIDE: u64 = 16 * MIB;
 
-/// A model of two wide blocks with made-up weights and another one's tokenizer.
-fn make(folder: &Path) -> Result<()> {
-    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512,
-        "intermediate_size": 8192, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 8,
-        "vocab_size": 2048, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "hidden_act": "silu", "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2}"#;
-    std::fs::write(folder.join("config.json"), config)?;
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(model_folder()?.join(name), folder.join(name))?;
-    }
-    let config = ModelConfig::parse(config.as_bytes())?;
-    let ends = end_tensors(&config).into_iter().map(|spec| (spec.name().to_owned(), spec.file_shape()));
-    let blocks = (0..config.num_hidden_layers).flat_map(|block| block_tensors(&config, block));
-    let blocks = blocks.map(|spec| (spec.name().to_owned(), spec.file_shape()));
-    let parts: Vec<_> = ends.chain(blocks).map(|(name, shape)| (name, NumberFormat::Bf16, shape)).collect();
-    let file = std::fs::File::create(folder.join("model.safetensors"))?;
-    let mut writer =
-        SafetensorsWriter::new(std::io::BufWriter::new(file), parts.clone(), &Default::default())?;
-    let mut state = 1u32;
-    for (name, _, shape) in parts {
-        let mut left: usize = shape.iter().product();
-        while left > 0 {
-            let piece: Vec<f32> = std::iter::repeat_with(|| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (f64::from(state >> 8) / f64::from(1 << 24) * 0.08 - 0.04) as f32
-            })
-            .take(left.min(1 << 16))
-            .collect();
-            left -= piece.len();
-            writer.write(&name, &piece)?;
-        }
-    }
-    writer.finish()?;
-    Ok(())
-}
+/// Two wide blocks.
+const WIDE: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512,
+    "intermediate_size": 8192, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 8,
+    "vocab_size": 2048, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "hidden_act": "silu", "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2}"#;
 
 #[tokio::test]
 async fn a_tab_that_loads_its_blocks_holds_less_than_a_tensor_beside_them() -> Result<()> {
     let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
     server.report_memory()?;
     let folder = tempfile::tempdir()?;
-    make(folder.path())?;
+    make(folder.path(), WIDE)?;
     server.add("models/wide", folder.path())?;
     let watched = TabOptions { script: Some(WATCH_MEMORY.into()), ..TabOptions::default() };
     let host = browser.open(&format!("{}?backend=cpu", server.url), &watched).await?;

@@ -28,6 +28,11 @@ enum Bench {
     /// A whole run in tabs of headless Chromium, each a process of its own: losses, seconds a step, and the most memory
     /// that every tab had (tests/).
     Tabs,
+    /// How much less the most loaded device of a room holds than one device alone: what the memory model says of four
+    /// public shapes, and what tabs hold (tests/).
+    Confidant,
+    /// A step of two tabs pinned to two cores against the same step on one core (tests/).
+    Pipeline,
 }
 
 /// Builds the benchmark and runs it, its table on the terminal.
@@ -42,12 +47,17 @@ pub(crate) fn bench(workspace: &Workspace, options: &Options) -> Result<()> {
                 .args(["bench", "--package", "baton-plan", "--bench", "rooms", "--"])
                 .args(&options.arguments),
         ),
-        Bench::Tabs => {
-            let run = ["run", "--release", "--package", "baton-e2e", "--bin", "tabs", "--"];
-            let mut tabs = cargo::cargo(workspace);
-            tabs.args(run).args(&options.arguments);
-            test::prepare_tabs(workspace, Install::Allowed, &mut tabs)?;
-            process::run(&mut tabs)
-        }
+        Bench::Tabs => tabs(workspace, "tabs", options),
+        Bench::Confidant => tabs(workspace, "confidant", options),
+        Bench::Pipeline => tabs(workspace, "pipeline", options),
     }
+}
+
+/// A program of tests/ that opens tabs.
+fn tabs(workspace: &Workspace, program: &str, options: &Options) -> Result<()> {
+    let run = ["run", "--release", "--package", "baton-e2e", "--bin", program, "--"];
+    let mut tabs = cargo::cargo(workspace);
+    tabs.args(run).args(&options.arguments);
+    test::prepare_tabs(workspace, Install::Allowed, &mut tabs)?;
+    process::run(&mut tabs)
 }

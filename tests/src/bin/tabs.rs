@@ -1,6 +1,7 @@
 //! `cargo xtask bench tabs`: a whole run in real tabs, with the losses, the seconds a step, and the most memory of each tab.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use baton_e2e::bench::{self, WATCH_STEPS};
 use baton_e2e::{Browser, Server, Tab, TabOptions, WATCH_MEMORY, join};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -99,14 +100,6 @@ struct Report {
     tabs: Vec<Memory>,
 }
 
-/// Notes when steps were complete.
-const WATCH_STEPS: &str = "
-    window.batonSteps = {};
-    setInterval(() => {
-        const done = document.querySelector('#loss')?.dataset.step;
-        if (done !== undefined) window.batonSteps[done] ??= performance.now() / 1000;
-    }, 20);";
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let options = Options::parse();
@@ -119,13 +112,7 @@ async fn main() -> Result<()> {
     let stages = join(&browser, &host, options.stages, &watched).await?;
     host.wait_for_devices(options.stages, 120).await?;
     let planned = planned(&host).await?;
-    let begun = host.script("return performance.now() / 1000", vec![]).await?.as_f64().unwrap_or_default();
-    host.click("#start").await?;
-    let over = |phase: &str| phase == "finished" || phase == "failed";
-    let phase = host.wait("#phase", "data-phase", options.limit, over).await?;
-    if phase != "finished" {
-        bail!("the run failed: {}", host.read("section.run p", "text").await?);
-    }
+    let begun = bench::run(&host, options.limit).await?;
     let report = measure(&options, &host, &stages, planned, begun).await?;
     print(&report);
     if let Some(folder) = &options.out {
@@ -143,27 +130,8 @@ async fn main() -> Result<()> {
 
 /// Chooses the model, the text and the settings.
 async fn prepare(host: &Tab, server: &Server, options: &Options) -> Result<()> {
-    host.wait("#engine", "data-state", 60, |state| state == "ready").await?;
-    // What the page chooses by itself has to be there first, or it arrives later.
-    host.wait("#text", "data-state", 60, |state| state == "ready").await?;
-    let folder = PathBuf::from(&options.model);
-    let url = if folder.is_dir() {
-        server.add("models/bench", &folder)?;
-        format!("{}models/bench", server.url)
-    } else {
-        options.model.clone()
-    };
-    host.click("#model-url-choice").await?;
-    host.fill("#model-url", &url).await?;
-    host.click("#model-url-use").await?;
-    host.wait("#model", "text", 120, |text| text.contains(&url)).await?;
-    host.wait("#model", "data-state", 120, |state| state == "ready").await?;
-    let data = options.data.canonicalize().with_context(|| options.data.display().to_string())?;
-    let name = data.file_name().context("the text has no name")?.to_string_lossy().into_owned();
-    host.click("#text-file-choice").await?;
-    host.choose("#text-file", &[data]).await?;
-    host.wait("#text", "text", 120, |text| text.contains(&name)).await?;
-
+    bench::choose_model(host, server, &options.model).await?;
+    bench::choose_text(host, &options.data).await?;
     let values: [(&str, Value); 17] = [
         ("backbone", json!(options.backbone)),
         ("steps", json!(options.steps)),
@@ -183,17 +151,12 @@ async fn prepare(host: &Tab, server: &Server, options: &Options) -> Result<()> {
         ("evaluate_every", json!(options.evaluate_every)),
         ("sample_tokens", json!(0)),
     ];
-    for (name, value) in values {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        host.settings(&[(name, &value)]).await?;
-        let field = format!("#set-{name}");
-        ensure!(host.read(&field, "value").await? == value, "{field} does not take {value:?}");
-    }
-    host.settings(&[("shuffle", if options.no_shuffle { "false" } else { "true" })]).await?;
-    choose_targets(host, &options.targets).await?;
-    // Other lengths and shares make another text of it.
-    host.wait("#text", "data-state", 120, |state| state == "ready").await?;
-    Ok(())
+    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut values: Vec<(&str, String)> =
+        values.into_iter().map(|(name, value)| (name, text(value))).collect();
+    values.push(("shuffle", (!options.no_shuffle).to_string()));
+    bench::set(host, &values).await?;
+    choose_targets(host, &options.targets).await
 }
 
 async fn choose_targets(host: &Tab, targets: &[String]) -> Result<()> {
@@ -236,15 +199,11 @@ async fn measure(
     planned: Vec<Planned>,
     begun: f64,
 ) -> Result<Report> {
-    // The engines speak now and then.
-    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
     let losses = host.losses().await?;
     let rows =
         "return [...document.querySelectorAll('#judged-table tr[data-step]')].map(e => ({...e.dataset}));";
     let judgements = serde_json::from_value(host.script(rows, vec![]).await?)?;
-    let times: BTreeMap<String, f64> =
-        serde_json::from_value(host.script("return window.batonSteps", vec![]).await?)?;
-    let seconds = (1..=losses.len()).filter_map(|step| Some(times.get(&step.to_string())? - begun)).collect();
+    let seconds = bench::step_times(host, begun).await?;
     let mut tabs = Vec::new();
     for (index, tab) in std::iter::once(host).chain(stages).enumerate() {
         let wasm = tab.wasm_memory().await?;
