@@ -13,6 +13,8 @@ pub const PIECE: u64 = 64 << 20;
 pub const MOST: u64 = 2 << 30;
 /// What is taken where nothing can be noted down, and so nothing may be tried.
 pub const UNTRIED: u64 = 512 << 20;
+/// No tab is killed for so little: one that held no more had another reason to break off.
+const LITTLE: u64 = 128 << 20;
 /// What killed a tab so long ago says little of a browser that has been updated since.
 const FORGET_DAYS: u64 = 30;
 
@@ -76,7 +78,7 @@ impl Note {
     pub fn begin(&mut self, day: u64, left: impl FnOnce(u64) -> bool) {
         self.killed = self.killed.filter(|killed| day.saturating_sub(killed.day) < FORGET_DAYS);
         let Some(Open { visit, risk }) = self.open.take() else { return };
-        if left(visit) {
+        if risk.bytes() <= LITTLE || left(visit) {
             return;
         }
         let bytes = self.killed.map_or(u64::MAX, |killed| killed.bytes).min(risk.bytes());
@@ -120,7 +122,7 @@ impl Note {
 
 /// What is taken where so much was too much.
 fn after(killed: u64) -> u64 {
-    killed / 4 * 3
+    (killed / 4 * 3).max(LITTLE)
 }
 
 #[cfg(test)]
@@ -215,6 +217,23 @@ mod tests {
         assert_eq!(gone.usable(500 * MIB), 500 * MIB);
         note.begin(TODAY, |visit| visit == 9);
         assert_eq!(note.usable(500 * MIB), 375 * MIB);
+    }
+
+    #[test]
+    fn a_browser_that_ended_for_another_reason_is_not_ruined() {
+        let mut note = Note::default();
+        note.tried(100 * MIB, false);
+        // A battery that ran out, again and again.
+        for visit in 0..10 {
+            note.holding(visit, 3 * MIB);
+            note.begin(TODAY, |_| false);
+        }
+        assert_eq!(note.usable(100 * MIB), 100 * MIB);
+        for visit in 0..10 {
+            note.holding(visit, 150 * MIB);
+            note.begin(TODAY, |_| false);
+        }
+        assert_eq!((note.usable(100 * MIB), note.goal(u64::MAX)), (100 * MIB, LITTLE));
     }
 
     #[test]

@@ -5,12 +5,18 @@
 use baton_engine::EngineError;
 use baton_engine::measure;
 use baton_engine::node::Environment;
-use baton_formats::ModelConfig;
+use baton_engine::source::lora_spec;
+use baton_engine::stage::StageEngine;
 use baton_formats::config::ALL_LINEAR;
+use baton_formats::{MemoryFiles, ModelConfig};
+use baton_model::{InFlight, Storage, stage_memory};
 use baton_plan::{Curve, DeviceProfile};
-use baton_protocol::message::Measure;
-use baton_protocol::run::{Backbone, Settings};
+use baton_protocol::codec::{Boundary, Precision};
+use baton_protocol::ids::{Generation, StageIndex};
+use baton_protocol::message::{Assign, Measure};
+use baton_protocol::run::{Backbone, ModelSource, Settings};
 use baton_protocol::stage::{Done, Job};
+use baton_protocol::{PeerId, Step};
 use futures::executor::block_on;
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -24,11 +30,12 @@ struct Still {
     step: Duration,
     memory: u64,
     asked: Rc<Cell<Option<(u64, u64)>>>,
+    holding: Rc<Cell<u64>>,
 }
 
 impl Still {
     fn new(step: Duration) -> Self {
-        Self { looks: Rc::default(), step, memory: 1 << 30, asked: Rc::default() }
+        Self { looks: Rc::default(), step, memory: 1 << 30, asked: Rc::default(), holding: Rc::default() }
     }
 }
 
@@ -43,6 +50,10 @@ impl Environment for Still {
     async fn memory(&self, most: u64, held: u64) -> u64 {
         self.asked.set(Some((most, held)));
         self.memory.min(most)
+    }
+
+    async fn holding(&self, bytes: u64) {
+        self.holding.set(bytes);
     }
 }
 
@@ -154,6 +165,7 @@ fn a_slow_device_is_measured_on_less_and_in_time() {
     assert!(profile.forward.at(1) >= 3.0, "{profile:?}");
     // A clock that stands still ends too.
     let still = Still::new(Duration::ZERO);
+    let settings = Settings { seq_len: 8, batch_size: 1, micro_batches: 1, ..settings };
     let profile = measure::device(&config, &settings, &cpu, u64::MAX, &still);
     check(&block_on(profile).unwrap(), "still");
 }
@@ -177,8 +189,8 @@ fn a_micro_batch_that_does_not_fit_is_not_tried() {
 
 /// What an engine of a stage answers to a question from the network.
 fn asked(measure: Measure, here: &Still) -> Result<Done, String> {
-    let mut engine = baton_engine::stage::StageEngine::new(baton_model::cpu());
-    let files: Option<&baton_formats::MemoryFiles> = None;
+    let mut engine = StageEngine::new(baton_model::cpu());
+    let files: Option<&MemoryFiles> = None;
     let done = engine.run(Job::Measure(Box::new(measure)), files, here, |_, _| ());
     block_on(done).map_err(|error| error.to_string())
 }
@@ -193,6 +205,48 @@ fn a_stage_that_has_loaded_nothing_measures_itself() {
     let Ok(Done::Measure(profile)) = asked(question(), &here) else { panic!("no profile") };
     assert_eq!((profile.memory, here.asked.get()), (1 << 20, Some((1 << 20, 0))));
     check(&profile, "stage");
+}
+
+#[test]
+fn a_stage_that_has_loaded_its_blocks_counts_them_and_keeps_them() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/families/llama2");
+    let mut files = MemoryFiles::new();
+    files.insert("model.safetensors", std::fs::read(folder.join("model.safetensors")).unwrap());
+    let assign = Assign {
+        generation: Generation(1),
+        stage: StageIndex(1),
+        stages: 2,
+        blocks: 1..3,
+        prev: PeerId(2),
+        next: PeerId::HOST,
+        prev_trains: true,
+        step: Step(0),
+        settings: settings(),
+        source: ModelSource::Host,
+        config: llama(),
+        manifest: Vec::new(),
+        states: Vec::new(),
+    };
+    let config = ModelConfig::parse(llama().as_bytes()).unwrap();
+    let lora = lora_spec(&settings(), &config).unwrap();
+    let memory = |micro_batches, samples, time| {
+        let work = InFlight { micro_batches, samples, time, recompute: false };
+        stage_memory(&config, 1..3, Storage::F32, &lora, work).total()
+    };
+    let here = Still::new(Duration::from_millis(5));
+    let mut engine = StageEngine::new(baton_model::cpu());
+    let mut run = |job| block_on(engine.run(job, Some(&files), &here, |_, _| ())).unwrap();
+    let infer = || Job::Infer {
+        request: 0,
+        tensor: Boundary::encode(&[0.5; 64], [1, 2, 32], Precision::F32).unwrap(),
+    };
+    run(Job::Load(Box::new(assign)));
+    // The last of two stages has two micro-batches of three samples in flight, its own and the one at the host's head.
+    assert_eq!(here.holding.get(), memory(2, 3, 20));
+    let before = run(infer());
+    assert!(matches!(run(Job::Measure(Box::new(question()))), Done::Measure(_)));
+    assert_eq!(here.asked.get(), Some((1 << 20, memory(0, 0, 0))));
+    assert_eq!(run(infer()), before);
 }
 
 #[test]

@@ -13,9 +13,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The packages with tests that run in a browser. Each has to run at least one there.
-const WASM_PACKAGES: [&str; 6] =
-    ["baton-formats", "baton-kernels", "baton-model", "baton-engine", "baton-transport", "baton-worker"];
+/// The packages with tests that run in a browser, and their folders. Each has to run at least one there.
+const WASM_PACKAGES: [(&str, &str); 6] = [
+    ("baton-formats", "crates/formats"),
+    ("baton-kernels", "crates/kernels"),
+    ("baton-model", "crates/model"),
+    ("baton-engine", "crates/engine"),
+    ("baton-transport", "crates/transport"),
+    ("baton-worker", "web/engine"),
+];
 
 /// Seconds for one wasm test program. The software WebGPU adapter needs minutes for what a phone does in seconds.
 const WASM_TIMEOUT: &str = "300";
@@ -186,13 +192,13 @@ fn wasm(workspace: &Workspace, install: Install, counts: &mut Counts) -> Result<
     // All packages at once: one set of features, so that burn is compiled once.
     let mut build = cargo::cargo(workspace);
     build.args(["test", "--release", "--no-run", "--target", WASM, "--lib", "--tests"]);
-    build.args(WASM_PACKAGES.iter().flat_map(|package| ["--package", package]));
+    build.args(WASM_PACKAGES.iter().flat_map(|(package, _)| ["--package", package]));
     build.arg("--message-format=json-render-diagnostics");
     let modules = build_modules(&mut build)?;
 
     let mut failures = Vec::new();
-    for package in WASM_PACKAGES {
-        let Some((_, modules)) = modules.iter().find(|(manifest, _)| is_package(manifest, package)) else {
+    for (package, folder) in WASM_PACKAGES {
+        let Some((_, modules)) = modules.iter().find(|(manifest, _)| is_in(manifest, folder)) else {
             failures.push(format!("{package} has no test program"));
             continue;
         };
@@ -228,10 +234,9 @@ fn build_modules(build: &mut Command) -> Result<BTreeMap<String, Vec<cargo::Test
     Ok(modules)
 }
 
-/// Whether a manifest is that package's: `…/crates/formats/Cargo.toml` for `baton-formats`.
-fn is_package(manifest: &str, package: &str) -> bool {
-    let directory = Path::new(manifest).parent().and_then(Path::file_name);
-    directory.is_some_and(|name| package.strip_prefix("baton-").is_some_and(|short| name == short))
+/// Whether a manifest is of the package in that folder.
+fn is_in(manifest: &str, folder: &str) -> bool {
+    Path::new(manifest).parent().is_some_and(|own| own.ends_with(folder))
 }
 
 fn run_module(
@@ -425,8 +430,9 @@ mod tests {
 
     #[test]
     fn a_package_is_known_by_its_directory() {
-        assert!(is_package("/w/crates/formats/Cargo.toml", "baton-formats"));
-        assert!(!is_package("/w/crates/formats-extra/Cargo.toml", "baton-formats"));
-        assert!(!is_package("Cargo.toml", "baton-formats"));
+        assert!(is_in("/w/crates/formats/Cargo.toml", "crates/formats"));
+        assert!(!is_in("/w/crates/formats-extra/Cargo.toml", "crates/formats"));
+        assert!(!is_in("/w/web/engine/Cargo.toml", "crates/engine"));
+        assert!(!is_in("Cargo.toml", "crates/formats"));
     }
 }

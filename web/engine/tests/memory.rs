@@ -38,18 +38,18 @@ async fn what_was_tried_is_remembered_and_what_broke_off_is_not_repeated() {
     // A person closed it.
     let second = open(3, &[1]).await;
     assert_eq!(spare(&second, 70 * MIB, 0).await, (70 * MIB, 0));
-    second.holding(40 * MIB);
+    second.holding(200 * MIB);
     drop(second);
     // Nobody did.
     let third = open(4, &[1]).await;
-    assert_eq!(spare(&third, 70 * MIB, 0).await, (30 * MIB, 0));
-    third.holding(30 * MIB);
+    assert_eq!(spare(&third, 300 * MIB, 0).await, (150 * MIB, 3));
+    third.holding(140 * MIB);
     third.holding(0);
     drop(third);
     let fourth = open(5, &[]).await;
-    assert_eq!(spare(&fourth, 70 * MIB, 0).await, (30 * MIB, 0));
+    assert_eq!(spare(&fourth, 300 * MIB, 0).await, (150 * MIB, 0));
     // Its own page ended the worker before this one.
-    fourth.holding(30 * MIB);
+    fourth.holding(150 * MIB);
     drop(fourth);
-    assert_eq!(spare(&open(5, &[]).await, 70 * MIB, 0).await, (30 * MIB, 0));
+    assert_eq!(spare(&open(5, &[]).await, 300 * MIB, 0).await, (150 * MIB, 0));
 }
