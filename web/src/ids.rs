@@ -10,7 +10,7 @@
 //! | `#model[data-state]` | `none`, `busy`, `ready` or `error` |
 //! | `#model-family`, `#model-memory tr[data-phones][data-phone][data-own]` | its card; what each phone and this device keep, in bytes |
 //! | `#text-sample`, `#text-paste-choice`, `#text-file-choice` | radio buttons of step 2 |
-//! | `#text-paste`, `#text-paste-use`, `#text-file` | its inputs |
+//! | `#text-paste`, `#text-file` | its inputs |
 //! | `#text[data-state]` | as `#model` |
 //! | `#text-mapping tr[data-column][data-role]`, `#map-<place>` | a row a column, and the choice of its role |
 //! | `#text-form`, `#map-format`, `#map-labels`, `#text-problems` | what the text is, how it is cut and its labels are read, what is wrong with it |

@@ -373,8 +373,10 @@ pub struct TextInfo {
     pub skipped: u64,
     /// Tokens of the samples to train on, cut to the sequence length.
     pub tokens: u64,
-    /// The sequence length.
+    /// The sequence length: that of the settings, unless the model reads no more than this.
     pub seq_len: u64,
+    /// What it was counted by: those of the last [`ToWorker::Preview`].
+    pub settings: Settings,
     /// Tokens that are cut off.
     pub truncated: u64,
     /// Samples that lose some.

@@ -178,20 +178,42 @@ fn EngineChip() -> impl IntoView {
 #[component]
 fn StartBar(in_lobby: Memo<bool>) -> impl IntoView {
     let session = expect_context::<Session>();
+    // What is typed is read when it is wanted.
+    let typed = |typed: RwSignal<Option<String>>| {
+        typed.with(|typed| typed.as_ref().is_some_and(|typed| !typed.trim().is_empty()))
+    };
     let missing = Memo::new(move |_| {
         if session.engine_state.with(|state| *state == EngineState::Failed) {
             return Some("The engine could not start; see above.".to_owned());
         }
-        match (session.model.get(), session.text.get()) {
-            (Choice::Busy, _) => Some("Reading the model…".into()),
-            (Choice::None | Choice::Error, _) => Some("Choose a model that can be trained.".into()),
-            (_, Choice::Busy) => Some("Reading the text…".into()),
-            (_, Choice::None | Choice::Error) => Some("Choose a text.".into()),
-            _ => session.form.with(|form| form.settings().err()).map(|wrong| wrong.words),
+        if !typed(session.typed_model) {
+            match session.model.with(Choice::name) {
+                "none" => return Some("Choose a model (step 1).".into()),
+                "error" => return Some("Choose a model that can be trained (step 1).".into()),
+                _ => {}
+            }
         }
+        if !typed(session.typed_text) {
+            match session.text.with(Choice::name) {
+                "none" => return Some("Choose a text (step 2).".into()),
+                "error" => return Some("This text cannot be used as it is; see step 2.".into()),
+                _ => {}
+            }
+        }
+        session.form.with(|form| form.settings().err()).map(|wrong| wrong.words)
     });
+    let reading = move || {
+        let then = if session.starting.get() { ", then it starts" } else { "" };
+        let busy = |what: &str| Some(format!("Reading the {what}{then}…"));
+        match (session.model.with(Choice::name), session.text.with(Choice::name)) {
+            ("busy", _) => busy("model"),
+            (_, "busy") => busy("text"),
+            _ if session.starting.get() => busy("text"),
+            _ => None,
+        }
+    };
     let summary = move || {
-        missing.get().unwrap_or_else(|| {
+        missing.get().or_else(reading).unwrap_or_else(|| {
             let helpers = session.helpers();
             match helpers {
                 0 => "This device alone: others can join now.".into(),
@@ -210,7 +232,7 @@ fn StartBar(in_lobby: Memo<bool>) -> impl IntoView {
                     disabled=move || missing.with(Option::is_some)
                     on:click=move |_| session.begin()
                 >
-                    "Start training"
+                    {move || if session.starting.get() { "Starting…" } else { "Start training" }}
                 </button>
             </div>
         </div>

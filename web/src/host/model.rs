@@ -42,17 +42,31 @@ pub(crate) fn ModelStep() -> impl IntoView {
     let session = expect_context::<Session>();
     let tab = RwSignal::new(Tab::Default);
     let url = RwSignal::new(String::new());
-    let use_url = move || session.choose_model(ModelPick::Url(url.get_untracked()));
-    let pick_files = move |event: web_sys::Event| {
-        let files = take_files(&event);
-        if !files.is_empty() {
-            session.choose_model(ModelPick::Files(files));
+    let files = StoredValue::new_local(Vec::<web_sys::File>::new());
+    let use_url = move || {
+        // One that is read or being read already is left alone.
+        if !session.use_typed_model() && session.model.with_untracked(Choice::is_missing) {
+            session.choose_model(ModelPick::Url(url.get_untracked()));
         }
     };
-    let choose = move |tab| {
-        if tab == Tab::Default {
-            session.choose_model(ModelPick::Default);
+    let pick_files = move |event: web_sys::Event| {
+        let chosen = take_files(&event);
+        if !chosen.is_empty() {
+            files.set_value(chosen.clone());
+            session.choose_model(ModelPick::Files(chosen));
         }
+    };
+    // What is trained is what the chosen way shows, and nothing if that is empty.
+    let choose = move |tab| match tab {
+        Tab::Default => session.choose_model(ModelPick::Default),
+        Tab::Url => match url.get_untracked() {
+            url if url.trim().is_empty() => session.no_model(),
+            url => session.choose_model(ModelPick::Url(url)),
+        },
+        Tab::Folder => match files.get_value() {
+            files if files.is_empty() => session.no_model(),
+            files => session.choose_model(ModelPick::Files(files)),
+        },
     };
     view! {
         <section class="card" id="model" aria-labelledby="model-title" data-state=move || session.model.with(Choice::name)>
@@ -87,7 +101,13 @@ pub(crate) fn ModelStep() -> impl IntoView {
                         placeholder="HuggingFaceTB/SmolLM2-135M"
                         aria-describedby="model-url-hint error-model"
                         prop:value=url
-                        on:input=move |event| url.set(event_target_value(&event))
+                        on:input=move |event| {
+                            url.set(event_target_value(&event));
+                            session.typed_model.set(Some(url.get_untracked()));
+                        }
+                        on:change=move |_| {
+                            session.use_typed_model();
+                        }
                     />
                     <button id="model-url-use" type="submit">"Use it"</button>
                 </form>

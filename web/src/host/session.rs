@@ -26,7 +26,8 @@ use wasm_bindgen_futures::{JsFuture, spawn_local};
 const FORM_KEY: &str = "baton.settings";
 /// A text beyond this would not fit beside a model in a phone's tab.
 const MAX_TEXT_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
-/// A text is counted anew so long after the last change of the settings, in milliseconds.
+/// A text is counted anew so long after the last change of the settings, and one that is typed is used so long after the
+/// last letter, in milliseconds.
 const PREVIEW_AFTER: u32 = 500;
 
 /// What has become of a choice.
@@ -47,6 +48,11 @@ impl<T> Choice<T> {
             Self::Ready(_) => "ready",
             Self::Error => "error",
         }
+    }
+
+    /// Whether there is nothing to come of it.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::None | Self::Error)
     }
 }
 
@@ -115,6 +121,12 @@ pub(crate) struct Session {
     /// How it is read.
     pub(crate) mapping: RwSignal<Option<Mapping>>,
     pub(crate) form: RwSignal<Form>,
+    /// A text that is being typed, until it is used.
+    pub(crate) typed_text: RwSignal<Option<String>>,
+    /// A model's name or address that is being typed, until it is used.
+    pub(crate) typed_model: RwSignal<Option<String>>,
+    /// A run is to start as soon as what is chosen has been read.
+    pub(crate) starting: RwSignal<bool>,
     pub(crate) devices: RwSignal<Vec<DeviceInfo>>,
     pub(crate) phase: RwSignal<RunPhase>,
     /// A run of before that can be gone on with.
@@ -152,7 +164,10 @@ struct Held {
     /// Whether the engine was given the chosen text; before, it may still speak of another.
     text_given: bool,
     preview: Option<Timeout>,
+    typing: Option<Timeout>,
     pick: Option<ModelPick>,
+    /// Whether a model is chosen; otherwise the engine may still speak of one that was.
+    model_asked: bool,
     request: u32,
     wake: Option<WakeLock>,
     leaving: Option<EventListener>,
@@ -208,6 +223,9 @@ impl Session {
             inspection: RwSignal::new(None),
             mapping: RwSignal::new(None),
             form: RwSignal::new(browser::stored(FORM_KEY).unwrap_or_default()),
+            typed_text: none(),
+            typed_model: none(),
+            starting: RwSignal::new(false),
             devices: RwSignal::new(Vec::new()),
             phase: RwSignal::new(RunPhase::Lobby),
             kept: RwSignal::new(None),
@@ -236,7 +254,10 @@ impl Session {
             code,
             held: StoredValue::new_local(Held::default()),
         };
-        session.with(|held| held.text = Some(TextChoice::Sample));
+        session.with(|held| {
+            held.text = Some(TextChoice::Sample);
+            held.pick = Some(ModelPick::Default);
+        });
         let engine = Engine::start(move |event| session.on_engine(event));
         session.with(|held| held.engine = Some(engine));
         session.open_room(false);
@@ -249,9 +270,16 @@ impl Session {
         Effect::new(move |_| session.hold_on(session.is_busy()));
         let cuts = Memo::new(move |_| session.form.with(Form::settings).ok().map(|settings| cuts(&settings)));
         Effect::new(move |_| {
-            cuts.track();
-            let later = Timeout::new(PREVIEW_AFTER, move || session.preview());
-            session.with(|held| held.preview = Some(later));
+            // Only a memo that is read hears of changes.
+            if cuts.get().is_some() {
+                let later = Timeout::new(PREVIEW_AFTER, move || session.preview());
+                session.with(|held| held.preview = Some(later));
+            }
+        });
+        Effect::new(move |_| {
+            if session.starting.get() {
+                session.start_when_read();
+            }
         });
         session
     }
@@ -304,9 +332,37 @@ impl Session {
 
     /// Reads a model; the engine counts the text's tokens again when it is there.
     pub(crate) fn choose_model(&self, pick: ModelPick) {
+        self.starting.set(false);
+        self.typed_model.set(None);
         self.errors.model.set(None);
         self.model.set(Choice::Busy);
-        self.with(|held| held.pick = Some(pick.clone()));
+        self.with(|held| {
+            held.pick = Some(pick.clone());
+            held.model_asked = true;
+        });
+        self.read_model(pick);
+    }
+
+    /// No model is chosen.
+    pub(crate) fn no_model(&self) {
+        self.starting.set(false);
+        self.typed_model.set(None);
+        self.errors.model.set(None);
+        self.model.set(Choice::None);
+        self.with(|held| {
+            held.pick = None;
+            held.model_asked = false;
+        });
+    }
+
+    /// Uses the model's name or address that was typed last; false if nothing was typed since it was used.
+    pub(crate) fn use_typed_model(&self) -> bool {
+        let Some(url) = self.typed_model.get_untracked() else { return false };
+        self.choose_model(ModelPick::Url(url));
+        true
+    }
+
+    fn read_model(&self, pick: ModelPick) {
         if !self.is_ready() {
             // Asked again when the engine is there.
             return;
@@ -330,21 +386,53 @@ impl Session {
 
     /// Reads a text, now or as soon as there is an engine; its tokens are counted as soon as there is a model.
     pub(crate) fn choose_text(&self, choice: TextChoice) {
-        self.errors.text.set(None);
-        self.text.set(Choice::Busy);
-        self.inspection.set(None);
-        self.mapping.set(None);
-        self.with(|held| {
-            held.text = Some(choice);
-            held.text_given = false;
-        });
+        self.another_text(Choice::Busy, Some(choice));
         if self.is_ready() {
             self.read_text();
         }
     }
 
+    /// No text is chosen.
+    pub(crate) fn no_text(&self) {
+        self.another_text(Choice::None, None);
+    }
+
+    fn another_text(&self, state: Choice<TextInfo>, choice: Option<TextChoice>) {
+        self.starting.set(false);
+        self.typed_text.set(None);
+        self.errors.text.set(None);
+        self.text.set(state);
+        self.inspection.set(None);
+        self.mapping.set(None);
+        self.with(|held| {
+            held.typing = None;
+            held.text = choice;
+            held.text_given = false;
+            // One that is being read is not wanted any more.
+            held.text_request += 1;
+        });
+    }
+
+    /// Takes a text that is being typed; it is used when the typing pauses.
+    pub(crate) fn type_text(&self, text: String) {
+        let session = *self;
+        self.typed_text.set(Some(text));
+        let later = Timeout::new(PREVIEW_AFTER, move || session.use_typed_text());
+        self.with(|held| held.typing = Some(later));
+    }
+
+    /// Uses the text that was typed last, if it was not used yet.
+    pub(crate) fn use_typed_text(&self) {
+        match self.typed_text.get_untracked() {
+            Some(text) if text.is_empty() => self.no_text(),
+            Some(text) => self.choose_text(TextChoice::Pasted(text)),
+            None => {}
+        }
+    }
+
     /// Reads the same text with other columns.
     pub(crate) fn map_text(&self, mapping: Mapping) {
+        self.starting.set(false);
         self.errors.text.set(None);
         self.text.set(Choice::Busy);
         self.mapping.set(Some(mapping.clone()));
@@ -403,22 +491,54 @@ impl Session {
         });
     }
 
-    /// Starts the run.
+    /// Whether the figures of the text are those of the settings as they are.
+    pub(crate) fn is_counted(&self) -> bool {
+        let now = self.form.with(|form| form.settings().ok().map(|settings| cuts(&settings)));
+        self.text.with(|text| match text {
+            Choice::Ready(text) => Some(cuts(&text.settings)) == now,
+            _ => false,
+        })
+    }
+
+    /// Starts the run with all that is chosen, typed and set, as soon as it is read.
     pub(crate) fn begin(&self) {
-        let settings = match self.form.with_untracked(Form::settings) {
-            Ok(settings) => settings,
-            Err(wrong) => return self.errors.settings.set(Some(wrong.words)),
-        };
-        self.clear(settings.steps);
-        self.say(&ToWorker::Start { settings });
+        self.use_typed_model();
+        self.use_typed_text();
+        if !untrack(|| self.is_counted()) {
+            self.with(|held| held.preview = None);
+            self.preview();
+        }
+        self.starting.set(true);
+    }
+
+    /// Starts the run that is wanted if everything is there, and gives it up if something cannot be.
+    fn start_when_read(&self) {
+        let settings = self.form.with(Form::settings);
+        let model = self.model.with(|model| matches!(model, Choice::Ready(_)));
+        let broken = self.model.with(Choice::is_missing)
+            || self.text.with(Choice::is_missing)
+            || self.engine_state.with(|state| *state == EngineState::Failed);
+        match settings {
+            Err(wrong) => {
+                self.starting.set(false);
+                self.errors.settings.set(Some(wrong.words));
+            }
+            Ok(_) if broken => self.starting.set(false),
+            Ok(settings) if model && self.is_counted() => {
+                self.starting.set(false);
+                self.clear(settings.steps);
+                self.say(&ToWorker::Start { settings });
+            }
+            Ok(_) => {}
+        }
     }
 
     /// Goes on with the run that is kept.
     pub(crate) fn go_on(&self) {
         let Some(run) = self.kept.get_untracked() else { return };
         self.clear(run.steps);
-        // The worker speaks of the text that it has kept.
-        self.with(|held| held.text_given = true);
+        // The worker speaks of the model and the text that it has kept.
+        self.with(|held| (held.text_given, held.model_asked) = (true, true));
         self.say(&ToWorker::GoOn);
     }
 
@@ -451,6 +571,8 @@ impl Session {
         self.errors.run.set(None);
         self.with(|held| held.begun = false);
         self.phase.set(RunPhase::Lobby);
+        // A run that was kept was counted by its own settings.
+        self.preview();
     }
 
     pub(crate) fn pause(&self) {
@@ -569,8 +691,11 @@ impl Session {
                 self.engine_state.set(EngineState::Ready { backend });
                 self.say(&ToWorker::Host { name: browser::device_name(), visit: browser::visit() });
                 self.preview();
-                let pick = self.with(|held| held.pick.take()).flatten();
-                self.choose_model(pick.unwrap_or(ModelPick::Default));
+                // A person may have chosen before.
+                if let Some(pick) = self.with(|held| held.pick.clone()).flatten() {
+                    self.with(|held| held.model_asked = true);
+                    self.read_model(pick);
+                }
                 self.read_text();
                 let waiting = self.with(|held| std::mem::take(&mut held.waiting)).unwrap_or_default();
                 for peer in waiting {
@@ -597,6 +722,7 @@ impl Session {
                     mesh.close(peer);
                 }
             }
+            FromWorker::Model { .. } if self.with(|held| held.model_asked) != Some(true) => {}
             FromWorker::Model { model } => {
                 self.errors.model.set(None);
                 // What a person typed stays; a suggestion follows the model.
@@ -674,6 +800,10 @@ impl Session {
                 }
             }
             FromWorker::Stage { .. } => {}
+            // Of a choice that is no longer the one.
+            FromWorker::Error { about: ErrorAbout::Text, .. } if !self.is_text_given() => {}
+            FromWorker::Error { about: ErrorAbout::Model, .. }
+                if self.with(|held| held.model_asked) != Some(true) => {}
             FromWorker::Error { about, message } => self.fail(about, message),
         }
     }

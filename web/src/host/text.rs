@@ -26,20 +26,21 @@ pub(crate) fn TextStep() -> impl IntoView {
     let session = expect_context::<Session>();
     let tab = RwSignal::new(Tab::Sample);
     let pasted = RwSignal::new(String::new());
-    let used = StoredValue::new(None::<String>);
-    let use_pasted = move |again: bool| {
-        let text = pasted.get_untracked();
-        if again || used.get_value().as_ref() != Some(&text) {
-            used.set_value(Some(text.clone()));
-            session.choose_text(TextChoice::Pasted(text));
+    let file = StoredValue::new_local(None::<web_sys::File>);
+    // What is trained on is what the chosen way shows, and nothing if that is empty.
+    let choose = move |tab| match tab {
+        Tab::Sample => session.choose_text(TextChoice::Sample),
+        Tab::Paste => {
+            session.type_text(pasted.get_untracked());
+            session.use_typed_text();
         }
+        Tab::File => match file.get_value() {
+            Some(file) => session.choose_text(TextChoice::File(file)),
+            None => session.no_text(),
+        },
     };
-    let choose = move |tab| {
-        if tab == Tab::Sample {
-            used.set_value(None);
-            session.choose_text(TextChoice::Sample);
-        }
-    };
+    let is_stale =
+        move || session.text.with(|text| matches!(text, Choice::Ready(_))) && !session.is_counted();
     let has_model = move || session.model.with(|model| matches!(model, Choice::Ready(_)));
     view! {
         <section class="card" id="text" aria-labelledby="text-title" data-state=move || session.text.with(Choice::name)>
@@ -61,12 +62,15 @@ pub(crate) fn TextStep() -> impl IntoView {
                     id="text-paste"
                     rows="6"
                     placeholder="Plain text, or one JSON object a line"
-                    aria-describedby="error-text"
+                    aria-describedby="text-paste-hint error-text"
                     prop:value=pasted
-                    on:input=move |event| pasted.set(event_target_value(&event))
-                    on:change=move |_| use_pasted(false)
+                    on:input=move |event| {
+                        pasted.set(event_target_value(&event));
+                        session.type_text(pasted.get_untracked());
+                    }
+                    on:change=move |_| session.use_typed_text()
                 ></textarea>
-                <button id="text-paste-use" type="button" on:click=move |_| use_pasted(true)>"Use this text"</button>
+                <p class="hint" id="text-paste-hint">"It is used as you type, and goes nowhere."</p>
             </div>
             <div hidden=move || tab.get() != Tab::File>
                 <div class="files">
@@ -78,9 +82,9 @@ pub(crate) fn TextStep() -> impl IntoView {
                             class="visually-hidden"
                             accept=".txt,.jsonl,.ndjson,.json,.csv,.tsv,.md,text/plain,text/csv,application/json"
                             on:change=move |event| {
-                                if let Some(file) = take_files(&event).pop() {
-                                    used.set_value(None);
-                                    session.choose_text(TextChoice::File(file));
+                                if let Some(chosen) = take_files(&event).pop() {
+                                    file.set_value(Some(chosen.clone()));
+                                    session.choose_text(TextChoice::File(chosen));
                                 }
                             }
                         />
@@ -92,7 +96,7 @@ pub(crate) fn TextStep() -> impl IntoView {
             </div>
             <Alert id="error-text" error=session.errors.text />
             <MappingTable />
-            <div class="result" aria-live="polite">
+            <div class="result" class:stale=is_stale aria-live="polite">
                 {move || match session.text.get() {
                     Choice::Busy if has_model() => view! { <p class="busy">"Reading the text…"</p> }.into_any(),
                     Choice::Busy => view! { <p class="hint">"Its tokens are counted when there is a model."</p> }.into_any(),

@@ -117,8 +117,10 @@ pub enum HostEvent {
         skipped: usize,
         /// Tokens, cut to the length of a sequence.
         tokens: u64,
-        /// That length, as [`HostCommand::Preview`] said.
+        /// That length, as [`HostCommand::Preview`] said and the model can read.
         seq_len: usize,
+        /// What it was counted by: the last [`HostCommand::Preview`].
+        settings: Box<Settings>,
         /// Tokens that this cuts off.
         truncated: usize,
         /// Samples that it cuts.
@@ -699,6 +701,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
                     truncated_samples: train.truncated_samples,
                     lengths: train.lengths.clone(),
                     seq_len: model.seq_len(&self.preview),
+                    settings: Box::new(self.preview.clone()),
                     validation: prepared.validation.len(),
                     labels: if model.config.is_encoder() { classes(&dataset) } else { Vec::new() },
                     refusal: train.refusal.clone(),
