@@ -7,7 +7,7 @@ use super::{
     session::{Choice, Session, TextChoice},
 };
 use crate::{app::Alert, format, lengths::LengthsChart};
-use baton_web_api::TextInfo;
+use baton_web_api::{ModelInfo, TextInfo};
 use leptos::prelude::*;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,8 +109,22 @@ pub(crate) fn TextStep() -> impl IntoView {
 }
 
 /// What was left out or cut, in words.
-fn losses(text: &TextInfo) -> Vec<String> {
+fn losses(text: &TextInfo, model: Option<&ModelInfo>) -> Vec<String> {
     let mut losses = Vec::new();
+    let (wanted, context) = (u64::from(text.settings.seq_len), model.map(|model| u64::from(model.context)));
+    if text.seq_len < wanted {
+        losses.push(format!(
+            "This model reads {} tokens at the most, so a sequence length of {} (Settings) means {0}.",
+            format::grouped(text.seq_len),
+            format::grouped(wanted),
+        ));
+    } else if let Some(context) = context.filter(|context| *context < wanted) {
+        losses.push(format!(
+            "A sequence length of {} (Settings) is more than the {} tokens of this model’s context: samples longer than that are read where it has learned little.",
+            format::grouped(wanted),
+            format::grouped(context),
+        ));
+    }
     if text.truncated > 0 {
         let whole = text.tokens.saturating_add(text.truncated);
         #[allow(clippy::cast_precision_loss)] // a share of one digit
@@ -122,6 +136,10 @@ fn losses(text: &TextInfo) -> Vec<String> {
             format::plural(text.truncated, "token", "tokens"),
             format::percent(share),
         ));
+        // Labels cannot be packed.
+        if model.is_some_and(|model| model.writes) && !text.settings.packing {
+            losses.push("Or pack samples together (Settings): they are cut into as many sequences as they need, and none of them is lost.".into());
+        }
     }
     if text.skipped > 0 {
         let records = if text.skipped == 1 {
@@ -141,11 +159,15 @@ fn losses(text: &TextInfo) -> Vec<String> {
 #[component]
 fn Summary(text: TextInfo) -> impl IntoView {
     let session = expect_context::<Session>();
-    let losses = losses(&text).into_iter().map(|loss| view! { <p class="hint">{loss}</p> }).collect_view();
-    let labels_texts = session.model.with_untracked(|model| match model {
-        Choice::Ready(model) => !model.writes,
-        _ => false,
+    let model = session.model.with_untracked(|model| match model {
+        Choice::Ready(model) => Some(model.clone()),
+        _ => None,
     });
+    let losses = losses(&text, model.as_ref())
+        .into_iter()
+        .map(|loss| view! { <p class="hint">{loss}</p> })
+        .collect_view();
+    let labels_texts = model.is_some_and(|model| !model.writes);
     let labels = labels_texts.then(|| {
         let count = text.labels.len();
         let row = |(name, samples): &(String, u64)| {
