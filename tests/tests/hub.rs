@@ -89,6 +89,8 @@ async fn a_room_asks_the_hub_for_its_model_once_whatever_happens_on_the_way() ->
     // A second run finds everything in the room.
     hub.clear_log();
     host.click("#again").await?;
+    // Its adapter was not downloaded.
+    host.click("#again-sure").await?;
     host.wait("#phase", "data-phase", 30, |phase| phase == "lobby").await?;
     train(&host).await?;
     ensure!(hub.sent(WEIGHTS) == 0, "the second run asked again: {:?}", hub.log());
@@ -115,6 +117,8 @@ async fn a_byte_that_changes_at_the_hub_after_the_host_read_it_is_refused_by_its
     train(&host).await?;
     // The host remembers the hashes, and nobody has the bytes any more.
     host.click("#again").await?;
+    // Its adapter was not downloaded.
+    host.click("#again-sure").await?;
     host.wait("#phase", "data-phase", 30, |phase| phase == "lobby").await?;
     for tab in phones.iter().chain([&host]) {
         forget(tab).await?;

@@ -223,6 +223,16 @@ pub(crate) fn hand_focus_on(from: &[&str], to: &'static [&'static str]) {
     .forget();
 }
 
+/// Focuses an element once what has changed is drawn.
+pub(crate) fn focus_soon(id: &'static str) {
+    Timeout::new(0, move || {
+        if let Some(element) = document().get_element_by_id(id) {
+            element.unchecked_ref::<web_sys::HtmlElement>().focus().ok();
+        }
+    })
+    .forget();
+}
+
 /// Offers bytes as a download; the object URL lives a minute.
 pub(crate) fn download(name: &str, bytes: &ArrayBuffer) -> Result<(), JsValue> {
     let options = web_sys::BlobPropertyBag::new();

@@ -75,6 +75,10 @@ pub(crate) fn number(x: f64) -> String {
     let size = x.abs();
     if !x.is_finite() {
         "not a number".into()
+    } else if (1000.0..1e15).contains(&size) {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // in range
+        let whole = grouped(size.round() as u64);
+        format!("{}{whole}", if x < 0.0 { "-" } else { "" })
     } else if size >= 100.0 {
         format!("{x:.0}")
     } else if size >= 10.0 {
@@ -124,6 +128,7 @@ mod tests {
         assert_eq!(blocks((0, 1)), "block 1");
         assert_eq!(blocks((2, 4)), "blocks 3–4");
         assert_eq!(number(2.34567), "2.346");
+        assert_eq!(number(1462.4), "1,462");
         assert_eq!(device_name("Mozilla/5.0 (Linux; Android 14; Pixel 8) Mobile Safari"), "Android phone");
     }
 }

@@ -21,6 +21,7 @@
 //! | `#devices [data-peer][data-state][data-backend][data-blocks]` | a row a device; `data-peer` is `host` or a number |
 //! | `#settings`, `#set-<field>`, `#set-reset` | the settings; targets are `#set-target-<name>` of the model, and `#set-target-all-linear` |
 //! | `#start`, `#pause`, `#resume`, `#stop`, `#again` | buttons of the run |
+//! | `#again-sure`, `#again-stay` | answers where the adapter was not downloaded |
 //! | `#loss[data-step][data-steps][data-loss]` | the chart; `data-step` counts complete steps |
 //! | `#loss-table tr[data-step][data-loss]` | every loss of the run, with all digits |
 //! | `#judged[data-step][data-loss]` | what the model is worth on samples that it is not trained on, as last judged |

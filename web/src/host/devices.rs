@@ -32,10 +32,13 @@ pub(crate) fn state_name(state: &DeviceState) -> &'static str {
 }
 
 /// A state as a person knows it.
-pub(crate) fn state_words(state: &DeviceState) -> String {
+pub(crate) fn state_words(state: &DeviceState, paused: bool) -> String {
     match state {
         DeviceState::Waiting => "waiting".into(),
         DeviceState::Connecting => "connecting".into(),
+        // What it is to load is not known before the run goes on.
+        DeviceState::Loading { total: 0, .. } if paused => "waiting".into(),
+        DeviceState::Loading { total: 0, .. } => "getting ready".into(),
         DeviceState::Loading { loaded, total } => {
             format!("loading {} of {}", format::bytes(*loaded), format::bytes(*total))
         }
@@ -122,6 +125,17 @@ pub(crate) fn DevicesStep() -> impl IntoView {
             .chain(numbered)
             .collect::<Vec<_>>()
     });
+    // A run that stands still because nobody is left says so itself.
+    let left = move || {
+        let (device, reason) = session.left.get()?;
+        let goes_on = session.phase.with(|phase| {
+            matches!(phase, RunPhase::Loading | RunPhase::Sampling | RunPhase::Running)
+                || matches!(phase, RunPhase::Paused { reason: None })
+        });
+        let rest =
+            if session.helpers() > 0 { "The others go on without it." } else { "This device goes on." };
+        goes_on.then(|| format!("{device} is out: {reason}. {rest}"))
+    };
     let running = move || session.phase.with(|phase| *phase == RunPhase::Running);
     view! {
         <section class="card devices" id="room" aria-labelledby="devices-title" data-state=room_name>
@@ -178,6 +192,7 @@ pub(crate) fn DevicesStep() -> impl IntoView {
                 "Try again"
             </button>
             <Alert id="error-peer" error=session.errors.peer />
+            <p class="note" id="left" role="status" hidden=move || left().is_none()>{left}</p>
             <ul id="devices" class="device-list" aria-label="Devices in the room" aria-live="polite">
                 <For
                     each=move || session.devices.get()
@@ -242,6 +257,7 @@ fn Device(now: Memo<DeviceInfo>) -> impl IntoView {
         })
     };
     let facts = move || now.with(|device| facts(&device.facts));
+    let paused = Memo::new(move |_| session.phase.with(|phase| matches!(phase, RunPhase::Paused { .. })));
     let progress = move || {
         now.with(|device| match device.state {
             #[allow(clippy::cast_precision_loss)] // a bar of a hundred steps
@@ -270,7 +286,7 @@ fn Device(now: Memo<DeviceInfo>) -> impl IntoView {
                     <progress max="1" prop:value=share aria-label="Loading"></progress>
                 })}
             </div>
-            <p class="device-state">{move || now.with(|device| state_words(&device.state))}</p>
+            <p class="device-state">{move || now.with(|device| state_words(&device.state, paused.get()))}</p>
             <button
                 type="button"
                 class="icon"

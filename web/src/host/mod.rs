@@ -32,7 +32,7 @@ pub(crate) fn Host() -> impl IntoView {
             RunPhase::Running => &["pause", "run-title"],
             _ => &["run-title"],
         });
-        browser::hand_focus_on(&["start", "pause", "resume", "stop", "again", "run-title"], to);
+        browser::hand_focus_on(&["start", "pause", "resume", "stop", "again", "again-sure", "run-title"], to);
     });
     view! {
         <Masthead>

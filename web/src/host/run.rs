@@ -4,14 +4,14 @@ use super::{
     phase_reason, phase_words,
     session::{Choice, Session},
 };
-use crate::{app::Alert, chart, chart::LossChart, format};
+use crate::{app::Alert, browser, chart, chart::LossChart, format};
 use baton_web_api::{ChatMessage, ModelInfo, RunPhase, StepReport};
 use leptos::prelude::*;
 
 /// Steps over which speed and time left are averaged.
 const WINDOW: usize = 8;
 
-/// Target tokens and seconds of the last steps.
+/// Tokens (samples, where labels are learned) a second and seconds a step, over the last steps.
 fn pace(reports: &[StepReport]) -> Option<(f64, f64)> {
     // The first step pays for compiling and is not typical.
     let from = reports.len().saturating_sub(WINDOW).max(usize::from(reports.len() > 1));
@@ -53,6 +53,24 @@ pub(crate) fn RunPanel() -> impl IntoView {
     let model = move |is: fn(&ModelInfo) -> bool| {
         session.model.with(|model| if let Choice::Ready(model) = model { is(model) } else { false })
     };
+    let asking = RwSignal::new(false);
+    // A download answers the question.
+    let asks = move || asking.get() && over.get() && !session.downloaded.get();
+    let leave = move || {
+        asking.set(false);
+        session.again();
+    };
+    let again = move |_| {
+        if done.get_untracked() == 0 || session.downloaded.get_untracked() {
+            return leave();
+        }
+        asking.set(true);
+        browser::focus_soon("again-stay");
+    };
+    let stay = move || {
+        asking.set(false);
+        browser::focus_soon("again");
+    };
     let labels = Memo::new(move |_| model(|model| !model.writes));
     let chats = Memo::new(move |_| model(|model| model.chat));
     view! {
@@ -81,14 +99,17 @@ pub(crate) fn RunPanel() -> impl IntoView {
             <dl class="figures">
                 <div>
                     <dt>"Step"</dt>
-                    <dd>{move || done.get()}<small>{move || format!(" of {}", session.steps.get())}</small></dd>
+                    <dd>
+                        {move || format::grouped(done.get().into())}
+                        <small>{move || format!(" of {}", format::grouped(session.steps.get().into()))}</small>
+                    </dd>
                 </div>
                 <div>
                     <dt>"Loss"</dt>
                     <dd>{move || last().map_or_else(|| "–".into(), |report| format!("{:.3}", report.loss))}</dd>
                 </div>
                 <div>
-                    <dt>"Tokens a second"</dt>
+                    <dt>{move || if labels.get() { "Samples a second" } else { "Tokens a second" }}</dt>
                     <dd>{move || pace.get().map_or_else(|| "–".into(), |(speed, _)| format::number(speed))}</dd>
                 </div>
                 <div>
@@ -115,7 +136,26 @@ pub(crate) fn RunPanel() -> impl IntoView {
                 >
                     {move || if session.downloading.get() { "Packing…" } else { "Download adapter" }}
                 </button>
-                <button id="again" type="button" on:click=move |_| session.again()>"Run again"</button>
+                <button id="again" type="button" aria-expanded=move || asking.get().to_string() on:click=again>
+                    "Run again"
+                </button>
+            </div>
+            <div
+                class="ask"
+                role="group"
+                aria-labelledby="again-words"
+                hidden=move || !asks()
+                on:keydown=move |event| if event.key() == "Escape" { stay() }
+            >
+                <p id="again-words">
+                    "This run’s adapter was not downloaded. The next run takes its place, and then it is gone."
+                </p>
+                <div class="buttons">
+                    <button id="again-stay" type="button" aria-describedby="again-words" on:click=move |_| stay()>
+                        "Stay here"
+                    </button>
+                    <button id="again-sure" type="button" on:click=move |_| leave()>"Run again without it"</button>
+                </div>
             </div>
         </section>
 
@@ -215,7 +255,7 @@ fn Judged() -> impl IntoView {
             {move || last().map(|judgement| format!(
                 "On {} kept out of training, after step {}.",
                 format::plural(judgement.samples, "sample", "samples"),
-                judgement.done
+                format::grouped(judgement.done.into())
             ))}
         </p>
     }

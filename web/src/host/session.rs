@@ -13,13 +13,14 @@ use baton_protocol::{
 };
 use baton_transport::browser::{Gone, Mesh, MeshConfig, MeshEvent, SignalClient, SignalError, SignalEvent};
 use baton_web_api::{
-    CacheInfo, ChatMessage, DeviceInfo, ErrorAbout, FromWorker, Inspection, Judgement, KeptInfo, Mapping,
-    ModelChoice, ModelInfo, Prompt, RunPhase, StepReport, TextInfo, ToWorker,
+    CacheInfo, ChatMessage, DeviceInfo, DeviceState, ErrorAbout, FromWorker, Inspection, Judgement, KeptInfo,
+    Mapping, ModelChoice, ModelInfo, Prompt, RunPhase, StepReport, TextInfo, ToWorker,
 };
 use gloo::events::{EventListener, EventListenerOptions};
 use gloo::timers::callback::Timeout;
 use js_sys::{ArrayBuffer, Uint8Array};
 use leptos::prelude::*;
+use std::collections::BTreeSet;
 use wasm_bindgen::JsCast;
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 
@@ -29,6 +30,8 @@ const MAX_TEXT_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
 /// A text is counted anew so long after the last change of the settings, and one that is typed is used so long after the
 /// last letter, in milliseconds.
 const PREVIEW_AFTER: u32 = 500;
+/// That a device went out is shown for so long, in milliseconds.
+const LEFT_SHOWN: u32 = 60_000;
 
 /// What has become of a choice.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,6 +131,8 @@ pub(crate) struct Session {
     /// A run is to start as soon as what is chosen has been read.
     pub(crate) starting: RwSignal<bool>,
     pub(crate) devices: RwSignal<Vec<DeviceInfo>>,
+    /// The device that went out of the run last, and why.
+    pub(crate) left: RwSignal<Option<(String, String)>>,
     pub(crate) phase: RwSignal<RunPhase>,
     /// A run of before that can be gone on with.
     pub(crate) kept: RwSignal<Option<KeptInfo>>,
@@ -143,6 +148,8 @@ pub(crate) struct Session {
     pub(crate) generated: RwSignal<Option<String>>,
     pub(crate) generating: RwSignal<bool>,
     pub(crate) downloading: RwSignal<bool>,
+    /// Whether the run's adapter was offered as a download.
+    pub(crate) downloaded: RwSignal<bool>,
     pub(crate) cache: RwSignal<Option<CacheInfo>>,
     pub(crate) errors: Errors,
     code: RwSignal<Option<String>>,
@@ -159,12 +166,15 @@ struct Held {
     /// What this device says of itself, one for each of the meshes.
     pulses: Vec<PulseWatch>,
     waiting: Vec<PeerId>,
+    /// Devices that have been in the room; the worker says what becomes of them.
+    met: BTreeSet<PeerId>,
     text: Option<TextChoice>,
     text_request: u32,
     /// Whether the engine was given the chosen text; before, it may still speak of another.
     text_given: bool,
     preview: Option<Timeout>,
     typing: Option<Timeout>,
+    left_shown: Option<Timeout>,
     pick: Option<ModelPick>,
     /// Whether a model is chosen; otherwise the engine may still speak of one that was.
     model_asked: bool,
@@ -227,6 +237,7 @@ impl Session {
             typed_model: none(),
             starting: RwSignal::new(false),
             devices: RwSignal::new(Vec::new()),
+            left: RwSignal::new(None),
             phase: RwSignal::new(RunPhase::Lobby),
             kept: RwSignal::new(None),
             checking: RwSignal::new(None),
@@ -239,6 +250,7 @@ impl Session {
             generated: RwSignal::new(None),
             generating: RwSignal::new(false),
             downloading: RwSignal::new(false),
+            downloaded: RwSignal::new(false),
             cache: RwSignal::new(None),
             errors: Errors {
                 engine: none(),
@@ -561,6 +573,8 @@ impl Session {
         self.after.set(None);
         self.generated.set(None);
         self.generating.set(false);
+        self.left.set(None);
+        self.downloaded.set(false);
         self.checking.set(None);
         self.phase.set(RunPhase::Loading);
         window().scroll_to_with_x_and_y(0.0, 0.0);
@@ -569,8 +583,11 @@ impl Session {
     /// Back to the three steps, with everything as it was.
     pub(crate) fn again(&self) {
         self.errors.run.set(None);
+        self.errors.peer.set(None);
+        self.left.set(None);
         self.with(|held| held.begun = false);
         self.phase.set(RunPhase::Lobby);
+        window().scroll_to_with_x_and_y(0.0, 0.0);
         // A run that was kept was counted by its own settings.
         self.preview();
     }
@@ -715,7 +732,11 @@ impl Session {
                 self.kept.set(run);
             }
             FromWorker::Left { device, reason } => {
-                self.errors.peer.set(Some(format!("{device} is out: {reason}. The others go on.")));
+                self.left.set(Some((device, reason)));
+                // It may come back, and the list says how each device is.
+                let left = self.left;
+                let later = Timeout::new(LEFT_SHOWN, move || drop(left.try_set(None)));
+                self.with(|held| held.left_shown = Some(later));
             }
             FromWorker::Disconnect { peer } => {
                 for mesh in self.meshes() {
@@ -755,7 +776,11 @@ impl Session {
             }),
             FromWorker::Cache { cache } => self.cache.set(Some(cache)),
             FromWorker::Checking { loaded, total } => self.checking.set(Some((loaded, total))),
-            FromWorker::Devices { devices } => self.devices.set(devices),
+            FromWorker::Devices { devices } => {
+                let met = devices.iter().filter(|device| device.state != DeviceState::Connecting);
+                self.with(|held| held.met.extend(met.filter_map(|device| device.peer)));
+                self.devices.set(devices);
+            }
             FromWorker::Phase { phase } => {
                 use RunPhase::{Failed, Finished, Lobby, Stopped};
                 // It is told again with every change in the room: an end that comes before a run has begun is that of
@@ -792,7 +817,7 @@ impl Session {
             FromWorker::Adapter { name, .. } => {
                 self.downloading.set(false);
                 match bytes.map(|bytes| browser::download(&name, &bytes)) {
-                    Some(Ok(())) => {}
+                    Some(Ok(())) => self.downloaded.set(true),
                     _ => self.fail(
                         ErrorAbout::Run,
                         "The adapter could not be saved by this browser. Try again, or allow downloads for this page.".into(),
@@ -980,7 +1005,10 @@ impl Session {
             MeshEvent::Presence { peer, presence } => self.say(&ToWorker::Presence { peer, presence }),
             MeshEvent::Gone { peer, reason } => {
                 self.say(&ToWorker::PeerGone { peer });
-                if reason != Gone::Left {
+                let met = self.with(|held| held.met.contains(&peer)) == Some(true);
+                let in_lobby = self.phase.with_untracked(|phase| *phase == RunPhase::Lobby);
+                // Of one that was in the run the worker speaks; after a run nobody misses it.
+                if reason != Gone::Left && (in_lobby || !met) {
                     let name = self.devices.try_with_untracked(|devices| device_label(devices, Some(peer)));
                     let name = name.flatten().unwrap_or_else(|| "A device that joined".into());
                     self.errors.peer.set(Some(format!("{name} {reason}.")));
