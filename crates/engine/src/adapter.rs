@@ -99,16 +99,18 @@ pub fn to_states(
     Ok(states)
 }
 
-/// The adapter as one archive with a folder in it.
+/// The adapter as one archive with a folder in it, and a README.md for whoever unpacks it.
 ///
 /// # Errors
 ///
 /// When it is incomplete.
 pub fn to_zip(adapter: &Adapter, config: &ModelConfig) -> Result<Vec<u8>, EngineError> {
     let (settings, weights) = adapter.to_files(config)?;
+    let card = adapter.card(config);
     let files = [
         ("adapter/adapter_config.json", settings.as_bytes()),
         ("adapter/adapter_model.safetensors", weights.as_slice()),
+        ("adapter/README.md", card.as_bytes()),
     ];
     Ok(zip(&files)?)
 }

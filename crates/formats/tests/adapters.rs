@@ -404,3 +404,26 @@ fn a_classifiers_adapter_is_no_gguf() {
     assert_eq!(error, PeftError::NoGguf { family: "BERT" });
     assert!(error.to_string().contains("baton merge"));
 }
+
+#[test]
+fn the_card_says_how_to_load_the_adapter_whatever_its_model_is_called() {
+    let (model, mut adapter) = read("llama2", "adapter");
+    let front = |card: &str| card.split("---\n").nth(1).unwrap().to_owned();
+    adapter.config.base_model_name_or_path = Some("org/\"name\"\n'x'".into());
+    let card = adapter.card(&model);
+    // A name cannot end its line, nor a string that it stands in.
+    assert!(front(&card).lines().any(|line| line == r#"base_model: "org/\"name\"\n'x'""#), "{card}");
+    assert!(card.contains("AutoModelForCausalLM.from_pretrained(base)"), "{card}");
+    assert!(card.contains(r"--model 'org/"), "{card}");
+    assert!(card.contains(r"'\''x'\''"), "{card}");
+    adapter.config.base_model_name_or_path = None;
+    let card = adapter.card(&model);
+    assert!(!front(&card).contains("base_model"), "{card}");
+    assert!(card.contains("base = \"path/to/the/model\"") && card.contains("baton export-gguf"), "{card}");
+
+    let (model, adapter) = read("bert_regression", "adapter");
+    let outputs = model.classifier().unwrap().outputs;
+    let card = adapter.card(&model);
+    let loads = format!("AutoModelForSequenceClassification.from_pretrained(base, num_labels={outputs})");
+    assert!(card.contains(&loads) && !card.contains("baton generate"), "{card}");
+}

@@ -26,6 +26,9 @@ use std::rc::Rc;
 use wasm_bindgen::{JsCast, JsValue};
 use web_sys::File;
 
+/// Where the built-in model lies in Baton's repository: it is on no hub.
+const BUILT_IN: &str = "static/model";
+
 /// The folder of the run that can be gone on with; the button that clears the models leaves it alone.
 const RUN_FOLDER: &str = "baton-run";
 
@@ -106,7 +109,8 @@ fn choice(
         ModelChoice::Default { url } => {
             let files = AnyFiles::Url(UrlFiles::new(&url).map_err(|error| error.to_string())?);
             let name = "Baton's own story model".to_owned();
-            Ok(node::ModelChoice { files, source: ModelSource::Embedded, name, base: None })
+            let base = Some(BUILT_IN.to_owned());
+            Ok(node::ModelChoice { files, source: ModelSource::Embedded, name, base })
         }
         ModelChoice::Url { url } => {
             let files = UrlFiles::new(&url).map_err(|error| error.to_string())?;
@@ -116,11 +120,13 @@ fn choice(
                 .strip_prefix("https://huggingface.co/")
                 .and_then(|path| path.split_once("/resolve/"))
                 .map(|(name, _)| name.to_owned());
+            // An adapter is passed on: what may be a password in an address is not for its readers.
+            let address = Some(url.clone()).filter(|url| !url.contains(['@', '?']));
             Ok(node::ModelChoice {
                 files: AnyFiles::Url(files),
                 source: ModelSource::Url(base),
                 name: name.clone().unwrap_or(url),
-                base: name,
+                base: name.or(address),
             })
         }
         ModelChoice::Folder => {

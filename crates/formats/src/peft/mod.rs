@@ -1,9 +1,11 @@
 //! LoRA adapters in the format of Hugging Face PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
+mod card;
 mod settings;
 
 use std::collections::BTreeMap;
 
+pub use card::CARD_FILE;
 pub use settings::{AdapterConfig, Place, Targets};
 
 use crate::config::{ConfigError, ModelConfig};
