@@ -13,7 +13,8 @@
 //! | `#text-paste`, `#text-file` | its inputs |
 //! | `#text[data-state]` | as `#model` |
 //! | `#text-mapping tr[data-column][data-role]`, `#map-<place>` | a row a column, and the choice of its role |
-//! | `#text-form`, `#map-format`, `#map-labels`, `#text-problems` | what the text is, how it is cut and its labels are read, what is wrong with it |
+//! | `#text-form`, `#text-ignored`, `#text-labels-unused` | what the text is, and what of it is not read |
+//! | `#map-format`, `#map-labels`, `#text-problems` | how it is cut and its labels are read, what is wrong with it |
 //! | `#text-samples`, `-tokens`, `-validation`, `-truncated` | what it is for this model |
 //! | `#text-labels [data-label][data-count]`, `#text-lengths[data-median][data-longest]` | classes, and lengths of samples |
 //! | `#join-link`, `#join-copy`, `#join-qr` | the link of the room |

@@ -1,8 +1,8 @@
 //! What is what in a file of records: each column with a value of it and the role that it has, for a person to change.
 
-use super::session::Session;
+use super::session::{Choice, Session};
 use crate::format;
-use baton_web_api::{Form, Format, Inspection, LabelKind, Mapping, Role};
+use baton_web_api::{ColumnView, Form, Format, Inspection, LabelKind, Mapping, Role};
 use leptos::prelude::*;
 
 /// Every role: its name for tests, and its name for a person.
@@ -42,6 +42,25 @@ fn form_words(mapping: &Mapping) -> Option<&'static str> {
         (Form::Text, true) => "Labelled texts",
         (Form::Text, false) => "Plain text",
     })
+}
+
+/// Columns that hold more than numbers and are left out: a person may have meant them to be read.
+fn left_out(inspection: &Inspection, mapping: &Mapping) -> Vec<String> {
+    let ignored = |name: &str| mapping.columns.iter().any(|c| c.name == name && c.role == Role::Ignore);
+    let says_something =
+        |view: &ColumnView| view.samples.iter().any(|value| value.trim().parse::<f64>().is_err());
+    let views = inspection.columns.iter().filter(|view| ignored(&view.name) && says_something(view));
+    views.map(|view| view.name.clone()).collect()
+}
+
+/// Names in quotes, the last ones as a number if there are many.
+fn listed(names: &[String]) -> String {
+    let quoted =
+        |names: &[String]| names.iter().map(|name| format!("“{name}”")).collect::<Vec<_>>().join(", ");
+    match names.split_at_checked(3) {
+        Some((first, rest)) if !rest.is_empty() => format!("{} and {} more", quoted(first), rest.len()),
+        _ => quoted(names),
+    }
 }
 
 /// How a file is cut into records, as a person calls it.
@@ -90,6 +109,18 @@ pub(crate) fn MappingTable() -> impl IntoView {
         let form = form().unwrap_or("Say which column is what");
         format!("{form}, {}", format::plural(records(), "record", "records"))
     };
+    let ignored = Memo::new(move |_| {
+        let (inspection, mapping) = (inspection.get()?, mapping.get()?);
+        let names = left_out(&inspection, &mapping);
+        (!names.is_empty())
+            .then(|| format!("{} {} not read", listed(&names), if names.len() == 1 { "is" } else { "are" }))
+    });
+    let labels_unused = move || {
+        let labelled = mapping.with(|mapping| {
+            mapping.as_ref().is_some_and(|m| m.columns.iter().any(|column| column.role == Role::Label))
+        });
+        labelled && session.model.with(|model| matches!(model, Choice::Ready(model) if model.writes))
+    };
     let bad = move || inspection.with(|found| found.as_ref().map_or(0, |found| found.bad_records as u64));
     let problems = move || {
         let problems = inspection.with(|found| found.as_ref().map(|found| found.problems.clone()));
@@ -99,11 +130,15 @@ pub(crate) fn MappingTable() -> impl IntoView {
     // Folded out when a text comes that needs a person, and then left to that person.
     let open = RwSignal::new(false);
     Effect::new(move |_| {
-        open.set(
-            inspection.with(|found| {
-                found.as_ref().is_some_and(|found| found.form.is_none() || found.bad_records > 0)
-            }),
-        );
+        open.set(inspection.with(|found| {
+            found.as_ref().is_some_and(|found| {
+                let guessed = matches!(found.mapping.format, Format::Table { header: false, .. });
+                found.form.is_none()
+                    || found.bad_records > 0
+                    || guessed
+                    || !left_out(found, &found.mapping).is_empty()
+            })
+        }));
     });
     let change = move |change: &dyn Fn(&mut Mapping)| {
         if let Some(mut now) = mapping.get_untracked() {
@@ -113,7 +148,10 @@ pub(crate) fn MappingTable() -> impl IntoView {
     };
     view! {
         <details class="fold" id="text-mapping" hidden=move || !shown.get() prop:open=open>
-            <summary><span id="text-form">{brief}</span></summary>
+            <summary>
+                <span id="text-form">{brief}</span>
+                <span class="summary-brief" id="text-ignored">{ignored}</span>
+            </summary>
             <FormatSelect />
             <table class="mapping">
                 <caption class="visually-hidden">"What is what"</caption>
@@ -136,6 +174,9 @@ pub(crate) fn MappingTable() -> impl IntoView {
             </p>
             <ul class="problems" id="text-problems" hidden=move || bad() == 0>{problems}</ul>
         </details>
+        <p class="hint" id="text-labels-unused" hidden=move || !labels_unused()>
+            "This model writes texts: it learns the texts, and the labels are not used. A model that labels texts (BERT, MiniLM, RoBERTa) learns them."
+        </p>
     }
 }
 

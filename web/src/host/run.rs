@@ -96,6 +96,7 @@ pub(crate) fn RunPanel() -> impl IntoView {
                 prop:max=move || f64::from(session.steps.get().max(1))
                 prop:value=move || f64::from(done.get())
             ></progress>
+            <div class="figures-together">
             <dl class="figures">
                 <div>
                     <dt>"Step"</dt>
@@ -118,6 +119,8 @@ pub(crate) fn RunPanel() -> impl IntoView {
                 </div>
             </dl>
             <Judged />
+            </div>
+            <JudgedBy />
             <LossChart reports=session.reports judgements=session.judgements steps=session.steps.into() />
         </section>
 
@@ -251,6 +254,15 @@ fn Judged() -> impl IntoView {
         >
             {rows}
         </dl>
+    }
+}
+
+/// What it was judged by.
+#[component]
+fn JudgedBy() -> impl IntoView {
+    let session = expect_context::<Session>();
+    let last = move || session.judgements.with(|judgements| judgements.last().copied());
+    view! {
         <p class="hint" hidden=move || last().is_none()>
             {move || last().map(|judgement| format!(
                 "On {} kept out of training, after step {}.",
