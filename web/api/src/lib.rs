@@ -376,7 +376,7 @@ pub struct TextInfo {
     /// The sequence length: that of the settings, unless the model reads no more than this.
     pub seq_len: u64,
     /// What it was counted by: those of the last [`ToWorker::Preview`].
-    pub settings: Settings,
+    pub settings: Box<Settings>,
     /// Tokens that are cut off.
     pub truncated: u64,
     /// Samples that lose some.

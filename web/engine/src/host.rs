@@ -224,7 +224,7 @@ fn tell(own: &Introduction, event: HostEvent) {
                 skipped: wide(skipped),
                 tokens,
                 seq_len: wide(seq_len),
-                settings: *settings,
+                settings,
                 truncated: wide(truncated),
                 truncated_samples: wide(truncated_samples),
                 lengths,
