@@ -210,6 +210,7 @@ impl Hostile {
             tokens: 1,
             hidden: 1,
             buffers: none,
+            loading: 0,
         };
         self.rng.random::<bool>().then_some(model)
     }

@@ -186,10 +186,11 @@ impl Costs {
         };
         ModelProfile {
             blocks: vec![block; blocks.into()],
-            ends: EndsProfile { frozen: [self.ends as u64; 4], trained: 0, open: Growth::default() },
+            ends: EndsProfile { frozen: [self.ends as u64; 4], ..EndsProfile::default() },
             tokens: 1,
             hidden: numbers as u64,
             buffers: Growth::default(),
+            loading: 0,
         }
     }
 
