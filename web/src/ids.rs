@@ -20,6 +20,7 @@
 //! | `#join-link`, `#join-copy`, `#join-qr` | the link of the room |
 //! | `#room[data-state]` | `opening`, `open`, `retrying` or `failed` |
 //! | `#devices [data-peer][data-state][data-backend][data-blocks]` | a row a device; `data-peer` is `host` or a number |
+//! | `#left` | that a device went out of the run, while the others go on |
 //! | `#settings`, `#set-<field>`, `#set-reset` | the settings; targets are `#set-target-<name>` of the model, and `#set-target-all-linear` |
 //! | `#start`, `#pause`, `#resume`, `#stop`, `#again` | buttons of the run |
 //! | `#again-sure`, `#again-stay` | answers where the adapter was not downloaded |
