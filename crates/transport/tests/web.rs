@@ -206,6 +206,36 @@ async fn who_asks_twice_for_a_connection_does_not_begin_it_again() {
     assert_eq!((host.mesh.refused(), phone.mesh.refused()), (0, 0));
 }
 
+/// As names for addresses that nobody could look up.
+#[wasm_bindgen_test]
+async fn a_connection_whose_candidates_were_of_no_use_is_tried_again() {
+    let (said, wire) = (Wire::default(), Wire::default());
+    let (host, phone) = (end(HOST, secret(), &said), end(PHONE, secret(), &said));
+    let ends = [(&HOST, &host), (&PHONE, &phone)];
+    let offers = Cell::new(0);
+    // No candidate passes before the second offer.
+    let carry = || {
+        for (from, to, sealed) in said.take() {
+            let plain = secret().sealer().open(from, to, &sealed).unwrap();
+            let message = Negotiation::from_bytes(&plain).unwrap();
+            offers.set(offers.get() + usize::from(matches!(message, Negotiation::Offer { .. })));
+            if offers.get() == 2 || !matches!(message, Negotiation::Candidate { .. }) {
+                wire.borrow_mut().push((from, to, sealed));
+            }
+        }
+    };
+    host.mesh.connect(PHONE, Lane::Bulk);
+    let both_open = || {
+        carry();
+        open(&host) + open(&phone) == 2
+    };
+    deliver(&wire, &ends, both_open).await;
+    assert_eq!(offers.get(), 2);
+    assert_eq!((host.seen.made.get(), phone.seen.made.get()), (1, 1));
+    assert!(host.seen.gone.borrow().is_empty() && phone.seen.gone.borrow().is_empty());
+    assert_eq!((host.mesh.refused(), phone.mesh.refused()), (0, 0));
+}
+
 #[wasm_bindgen_test]
 async fn a_peer_that_left_is_closed_at_once_and_told_once() {
     let wire = Wire::default();

@@ -33,6 +33,10 @@ use web_sys::{
 const ANSWER_MS: u32 = 60_000;
 /// From the answer (or from a failure) to the connection; on one network it takes well under a second.
 const CONNECT_MS: u32 = 15_000;
+/// A connection that does not stand so long after the answer is tried anew: the names that browsers give each other for
+/// their addresses are looked up by multicast once, which Wi-Fi loses at times. TURN takes 0.3 s.
+const RETRY_MS: u32 = 4_000;
+const MOST_RETRIES: u8 = 2;
 /// A room has far fewer members.
 const MAX_CONNECTIONS: usize = 256;
 
@@ -144,6 +148,7 @@ struct Connection {
     incoming: RefCell<Option<Vec<Candidate>>>,
     stood: Cell<bool>,
     renewed: Cell<bool>,
+    retries: Cell<u8>,
     deadline: RefCell<Option<Timeout>>,
     listeners: RefCell<Vec<EventListener>>,
     pulses: RefCell<Option<Pulses>>,
@@ -159,6 +164,11 @@ impl Connection {
     /// Whether it stands or has stood. The channel may open before the event that says so has been handled.
     fn stands(&self) -> bool {
         self.stood.get() || self.pc.connection_state() == RtcPeerConnectionState::Connected
+    }
+
+    /// Why its peer is gone if it does not stand in time.
+    fn unreached(&self) -> Gone {
+        if self.stood.get() { Gone::Lost } else { Gone::NoRoute }
     }
 
     /// Nothing is heard of it any more.
@@ -375,6 +385,7 @@ impl Inner {
             incoming: RefCell::new(Some(Vec::new())),
             stood: Cell::new(false),
             renewed: Cell::new(false),
+            retries: Cell::new(0),
             deadline: RefCell::default(),
             listeners: RefCell::default(),
             pulses: RefCell::default(),
@@ -513,6 +524,26 @@ impl Inner {
         drop(connection.deadline.replace(Some(timeout)));
     }
 
+    /// Waits for a connection whose offer was answered. One that never stood is tried again before it is given up.
+    fn expect_connection(self: &Rc<Self>, connection: &Rc<Connection>) {
+        // While it was tried again it came to stand, and no event follows.
+        if connection.pc.connection_state() == RtcPeerConnectionState::Connected {
+            return;
+        }
+        let retries = connection.retries.get();
+        if connection.stood.get() || retries == MOST_RETRIES {
+            return self.expect_within(connection, CONNECT_MS, connection.unreached());
+        }
+        connection.retries.set(retries + 1);
+        let (inner, weak) = (Rc::downgrade(self), Rc::downgrade(connection));
+        let timeout = Timeout::new(RETRY_MS, move || {
+            if let (Some(inner), Some(connection)) = (inner.upgrade(), weak.upgrade()) {
+                inner.offer(&connection, true);
+            }
+        });
+        drop(connection.deadline.replace(Some(timeout)));
+    }
+
     /// Fails the peer if the connection is still the one in force when a step of it fails.
     fn failed(&self, connection: &Connection, error: &JsValue) {
         if self.find(connection.peer, connection.lane, connection.attempt, connection.side).is_some() {
@@ -522,7 +553,7 @@ impl Inner {
 
     fn offer(self: &Rc<Self>, connection: &Rc<Connection>, renew: bool) {
         if renew {
-            self.expect_within(connection, CONNECT_MS, Gone::Lost);
+            self.expect_within(connection, CONNECT_MS, connection.unreached());
         } else {
             self.expect_within(connection, ANSWER_MS, Gone::NoAnswer);
         }
@@ -585,7 +616,7 @@ impl Inner {
                 connection.stood.set(true);
             }
             RtcPeerConnectionState::Failed => {
-                let reason = if connection.stood.get() { Gone::Lost } else { Gone::NoRoute };
+                let reason = connection.unreached();
                 if connection.renewed.replace(true) {
                     self.gone(peer, reason);
                 } else if connection.side == Side::Offerer {
@@ -609,6 +640,11 @@ impl Inner {
                     return false;
                 }
                 let connection = match self.find(from, lane, attempt, Side::Answerer) {
+                    // The offerer tries again.
+                    Some(connection) if !connection.stands() => {
+                        self.expect_within(&connection, CONNECT_MS, Gone::NoRoute);
+                        connection
+                    }
                     Some(connection) => connection,
                     None => match self.open(from, lane, attempt, Side::Answerer) {
                         Ok(connection) => connection,
@@ -630,8 +666,7 @@ impl Inner {
             }
             Negotiation::Answer { sdp, .. } => {
                 let Some(connection) = self.find(from, lane, attempt, Side::Offerer) else { return false };
-                let reason = if connection.stood.get() { Gone::Lost } else { Gone::NoRoute };
-                self.expect_within(&connection, CONNECT_MS, reason);
+                self.expect_connection(&connection);
                 let inner = Rc::clone(self);
                 spawn_local(async move {
                     inner.hear(&connection, RtcSdpType::Answer, &sdp).await;
