@@ -103,9 +103,13 @@ impl Engine {
 
     /// Posts a message.
     pub(crate) fn post(&self, message: &ToWorker, beside: Beside) {
+        // Chromium transfers channels since 2024, Firefox still later.
+        let advice =
+            if matches!(beside, Beside::Channel(_)) { "; update this browser, or use another" } else { "" };
         if let Err(error) = self.0.post(message, beside) {
             let words = baton_transport::browser::words(&error);
-            (self.0.on_event)(EngineEvent::Failed(format!("The engine did not take a message: {words}")));
+            let words = format!("The engine did not take a message: {words}{advice}");
+            (self.0.on_event)(EngineEvent::Failed(words));
         }
     }
 }
