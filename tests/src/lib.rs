@@ -307,8 +307,6 @@ fn firefox(home: &Path, options: &TabOptions) -> Result<Value> {
         "prefs": {
             // Candidates as addresses: host names would be resolved by multicast on the network card.
             "media.peerconnection.ice.obfuscate_host_addresses": false,
-            // The loopback is the only network that a test has a right to.
-            "media.peerconnection.ice.loopback": true,
             "browser.download.folderList": 2,
             "browser.download.dir": home,
         },
