@@ -220,7 +220,7 @@ pub struct Measure {
     pub config: String,
     /// Those of the run: samples of a micro-batch, tokens, adapters, how weights are kept.
     pub settings: Settings,
-    /// Bytes that the whole model would take on one device. Whether there are more is not worth finding out.
+    /// Bytes that no plan asks of a device. Whether there are more is not worth finding out.
     pub most: u64,
 }
 

@@ -27,6 +27,8 @@ const SAME: f64 = 0.1;
 const TURN: f64 = 2.0;
 /// Bytes a second that the model's files come with, all devices together: from their own disks and from each other.
 const SOURCE: f64 = 1e12;
+/// Every device that opens the page has as many bytes as this.
+const LEAST: u64 = 32 << 20;
 /// A plan that takes no more than this share of a step's time is moved to even if the last move was a short time ago.
 const FAR_OFF: f64 = 0.6;
 
@@ -204,7 +206,8 @@ fn partition(run: &Run, shape: &Shape, devices: &[PeerId]) -> Option<Partition> 
     })
 }
 
-/// Bytes that a model takes that a single device runs beside its host, both together; none if the planner cannot tell.
+/// Bytes that no device needs more of, whatever the plan: for all blocks, the ends and every micro-batch at once; none if the
+/// planner cannot tell.
 pub(super) fn whole(run: &Run) -> Option<u64> {
     let model: &ModelProfile = run.start.profile.as_ref()?;
     let time = Curve::new([(1, 1.0)]).ok()?;
@@ -223,7 +226,13 @@ pub(super) fn whole(run: &Run) -> Option<u64> {
     let shape = Shape { host: 0..0, stages: vec![(PeerId::HOST, 0..run.start.blocks)] };
     let partition = partition(run, &shape, &[PeerId::HOST])?;
     let loads = predict(&room, model, &options(&run.start.settings), &partition).ok()?.loads;
-    Some(loads.iter().map(|load| load.memory.total()).fold(0, u64::saturating_add))
+    // The first of many stages has every micro-batch in flight.
+    let in_flight = u64::from(run.start.settings.micro_batches);
+    let most = |load: &baton_plan::Load| {
+        let again = load.memory.activations.saturating_mul(in_flight.saturating_sub(1));
+        load.memory.total().saturating_add(again)
+    };
+    Some(loads.iter().map(most).fold(LEAST, u64::saturating_add))
 }
 
 /// What a run leaves the planner to choose: who runs which blocks, and nothing else.
