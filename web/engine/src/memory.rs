@@ -27,6 +27,20 @@ const PATTERN: usize = 1 << 20;
 const RANDOM: usize = 1 << 16;
 const DAY: f64 = 86_400_000.0;
 
+/// What a phone's browser may be asked for without it being a trial of its owner's patience: iOS kills a tab at about
+/// 1.5 GB, the page and the engine included.
+const PHONE: u64 = 1 << 30;
+
+/// How far memory is tried on a device of this kind.
+fn carefully() -> u64 {
+    let agent =
+        property(&property(&js_sys::global(), "navigator"), "userAgent").as_string().unwrap_or_default();
+    // An iPad says that it is a Mac; so every Safari is taken for a phone's.
+    let phone = ["Android", "iPhone", "iPad", "Mobile"].iter().any(|word| agent.contains(word));
+    let safari = agent.contains("Safari") && !agent.contains("Chrom");
+    if phone || safari { PHONE } else { u64::MAX }
+}
+
 /// This browser's memory, and the note on it.
 pub struct Memory {
     /// Where there is none, nothing is tried.
@@ -72,7 +86,7 @@ impl Memory {
         breathe: impl AsyncFn(),
     ) -> u64 {
         let used = core::arch::wasm32::memory_size::<0>() as u64 * 65_536;
-        let most = most.min(ADDRESSABLE.saturating_sub(used).saturating_add(held));
+        let most = most.min(ADDRESSABLE.saturating_sub(used).saturating_add(held)).min(carefully());
         if self.disk.is_none() {
             // A trial that kills the tab would be made again at every visit. `deviceMemory` is a hint of few steps that
             // Chromium alone gives: it can only lower what is taken.
