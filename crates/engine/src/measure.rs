@@ -9,7 +9,8 @@ use crate::source::{adamw, lora_spec, seq_len, storage};
 use crate::stage::{Part, numbers};
 use baton_formats::{Label, ModelConfig};
 use baton_model::{
-    ClassifierHead, Device, Ends, InFlight, Tensor, boundary_to_f32, end_bytes, f32_to_boundary, stage_memory,
+    ClassifierHead, Device, Ends, InFlight, Tensor, boundary_to_f32, end_bytes, f32_to_boundary, head_memory,
+    stage_memory,
 };
 use baton_plan::{Curve, DeviceProfile, HostProfile};
 use baton_protocol::message::Assign;
@@ -108,7 +109,8 @@ pub fn expected_of_host(
         true => 0,
         false => part_bytes(config, settings, blocks, settings.micro_batches)?,
     };
-    Ok(part.saturating_add(end_bytes(config, storage(settings))))
+    let head = head_memory(config, samples(settings).into(), seq_len(config, settings) as u64);
+    Ok(part.saturating_add(end_bytes(config, storage(settings))).saturating_add(head))
 }
 
 fn part_bytes(
@@ -248,7 +250,10 @@ impl<'a, E: Environment> Bench<'a, E> {
             time: seq_len(self.config, &self.settings) as u64,
             recompute: false,
         };
-        Ok(stage_memory(self.config, 1..2, storage(&self.settings), &spec, work).total())
+        let memory = stage_memory(self.config, 1..2, storage(&self.settings), &spec, work);
+        // Nothing is loaded here.
+        let passing = memory.activations.saturating_add(memory.working).max(memory.handover);
+        Ok(memory.frozen.saturating_add(memory.adapters).saturating_add(passing))
     }
 
     /// The median pass over `[samples, tokens]`.

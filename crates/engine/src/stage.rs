@@ -94,7 +94,8 @@ impl Part {
         let spec = lora_spec(settings, config)?;
         let lora = Lora::init(config, &spec, blocks.range(), settings.seed, device)?;
         let idle = InFlight { micro_batches: 0, samples: 0, time: 0, recompute: false };
-        let held = stage_memory(config, blocks.range(), storage(settings), &spec, idle).total();
+        let held = stage_memory(config, blocks.range(), storage(settings), &spec, idle);
+        let held = held.frozen.saturating_add(held.adapters);
         let mut trainer = Trainer::new(blocks, lora, adamw(settings), settings.recompute);
         if !states.is_empty() {
             let states = states.iter().map(|state| BlockState::from_bytes(&spec, config, &state.bytes));

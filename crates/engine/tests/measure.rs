@@ -231,7 +231,7 @@ fn a_stage_that_has_loaded_its_blocks_counts_them_and_keeps_them() {
     let lora = lora_spec(&settings(), &config).unwrap();
     let memory = |micro_batches, samples, time| {
         let work = InFlight { micro_batches, samples, time, recompute: false };
-        stage_memory(&config, 1..3, Storage::F32, &lora, work).total()
+        stage_memory(&config, 1..3, Storage::F32, &lora, work)
     };
     let here = Still::new(Duration::from_millis(5));
     let mut engine = StageEngine::new(baton_model::cpu());
@@ -242,10 +242,11 @@ fn a_stage_that_has_loaded_its_blocks_counts_them_and_keeps_them() {
     };
     run(Job::Load(Box::new(assign)));
     // The last of two stages has two micro-batches of three samples in flight, its own and the one at the host's head.
-    assert_eq!(here.holding.get(), memory(2, 3, 20));
+    assert_eq!(here.holding.get(), memory(2, 3, 20).total());
     let before = run(infer());
     assert!(matches!(run(Job::Measure(Box::new(question()))), Done::Measure(_)));
-    assert_eq!(here.asked.get(), Some((1 << 20, memory(0, 0, 0))));
+    let held = memory(0, 0, 0);
+    assert_eq!(here.asked.get(), Some((1 << 20, held.frozen + held.adapters)));
     assert_eq!(run(infer()), before);
 }
 
