@@ -6,7 +6,9 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use baton_formats::dataset::{Column, Form, Format, LabelKind, Place, Role, inspect, parse, parse_with};
+use baton_formats::dataset::{
+    Column, ColumnChoice, Form, Format, LabelKind, Place, Role, inspect, parse, parse_with,
+};
 use baton_formats::{
     ChatMessage, ChatTemplate, Dataset, DatasetError, Encoder, Encoding, Label, Mapping, SampleBody, Segment,
     Target, Tokenizer, Validation, dataset,
@@ -197,6 +199,8 @@ fn an_inspection_shows_what_there_is_and_survives_as_json() {
     let seen = inspect("a.jsonl", file.as_bytes()).unwrap();
     assert_eq!((seen.records, seen.bad_records, seen.form), (3, 1, None));
     assert!(seen.problems[0].starts_with("line 3 of a.jsonl is not a JSON record"));
+    // A record's own line is always the first to the JSON reader, and no help.
+    assert!(seen.problems[0].ends_with("at column 2") && !seen.problems[0].contains("line 1"), "{seen:?}");
     assert_eq!(roles(&seen.mapping), [("body", Role::Ignore), ("id", Role::Ignore), ("mood", Role::Ignore)]);
     assert_eq!(
         (&*seen.columns[2].name, &seen.columns[2].samples[..]),
@@ -448,4 +452,96 @@ fn real_files_are_read_as_what_they_are() {
     let seen = inspect("valid.txt", &std::fs::read(e2e).unwrap()).unwrap();
     assert_eq!((seen.form, seen.records), (Some(Form::Text), 4672));
     assert_eq!(seen.alternatives.len(), 1);
+}
+
+fn chosen(name: &str, text: &str, choices: &[&str]) -> Result<Mapping, DatasetError> {
+    let choices: Vec<ColumnChoice> = choices.iter().map(|choice| choice.parse().unwrap()).collect();
+    dataset::choose(name, text.as_bytes(), &choices)
+}
+
+#[test]
+fn columns_named_by_hand_are_found_in_every_kind_of_file() {
+    let both = ["prompt=q", "completion=a"];
+    for (name, file) in [
+        ("a.jsonl", "{\"q\": \"one\", \"a\": \"two\", \"n\": 1}\n"),
+        ("a.json", "[{\"q\": \"one\", \"a\": \"two\", \"n\": 1}]"),
+        // Nothing says that the first row names the columns but that they are asked for.
+        ("a.csv", "q,a\none,two\n"),
+        ("a.tsv", "a\tq\tx\ntwo\tone\tthree\n"),
+    ] {
+        let mapping = chosen(name, file, &both).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let dataset = parse_with(name, file.as_bytes(), &mapping).unwrap();
+        assert_eq!(bodies(&dataset), [pair("one", "two")], "{name}");
+    }
+    // A known name is no longer what it looks like.
+    let mapping = chosen("a.csv", "prompt,completion\none,two\n", &["text=completion"]).unwrap();
+    assert_eq!(roles(&mapping), [("prompt", Role::Ignore), ("completion", Role::Text)]);
+    // Lines in two parts, and columns without names.
+    let mapping = chosen("a.txt", "x||y\n", &["prompt=before", "completion=after"]).unwrap();
+    assert_eq!(mapping.format, Format::SplitLines { separator: "||".into() });
+    let mapping = chosen("a.csv", "sad,7\nglad,8\n", &["text=column 1"]).unwrap();
+    assert_eq!(mapping.format, Format::Table { delimiter: ',', quotes: true, header: false });
+}
+
+#[test]
+fn a_wrong_choice_of_columns_is_told_with_those_that_there_are() {
+    let file = "{\"q\": \"one\", \"a\": \"two\"}\n";
+    for (choices, words) in [
+        (&["text=x"][..], "no column \"x\"; it has \"a\", \"q\""),
+        (&["text=q", "text=a"], "two columns are Text"),
+        (&["text=q", "label=q"], "\"q\" is given two roles"),
+        (&["prompt=q"], "the prompt and the completion"),
+    ] {
+        let error = chosen("a.jsonl", file, choices).unwrap_err().to_string();
+        assert!(error.contains(words), "{choices:?}: {error}");
+    }
+    for wrong in ["q", "question=q", "text=", "=q", ""] {
+        let error = wrong.parse::<ColumnChoice>().unwrap_err().to_string();
+        assert!(error.contains("ROLE=COLUMN") && error.contains("messages, system"), "{error}");
+    }
+    for (role, name) in Role::ALL {
+        assert_eq!(serde_json::to_value(role).unwrap(), name, "the names are those of the page");
+    }
+}
+
+#[test]
+fn what_is_read_as_what_is_told_in_a_line() {
+    for (name, text, labels, expected) in [
+        ("a.txt", "one\n", false, "read as plain text, a sample a line"),
+        (
+            "a.csv",
+            "sentence,facts\none,two\n",
+            false,
+            "read as plain text from \"sentence\"; \"facts\" is ignored",
+        ),
+        ("a.csv", "text,label\none,1\n", true, "read as texts from \"text\" with the labels in \"label\""),
+        (
+            "a.csv",
+            "text,label\none,1\n",
+            false,
+            "read as plain text from \"text\"; the labels in \"label\" are not used, as this model writes text",
+        ),
+        (
+            "a.jsonl",
+            "{\"question\": \"one\", \"answer\": \"two\", \"text\": \"three\", \"id\": 4}",
+            false,
+            "read as prompt \"question\" and completion \"answer\"; \"text\" only in records without these; \"id\" is \
+             ignored",
+        ),
+        (
+            "a.json",
+            "[{\"instruction\": \"one\", \"input\": \"two\", \"output\": \"three\"}]",
+            false,
+            "read as instruction \"instruction\", input \"input\" and output \"output\"",
+        ),
+        (
+            "a.jsonl",
+            "{\"system\": \"one\", \"messages\": [{\"role\": \"user\", \"content\": \"two\"}], \"a\": 1, \"b\": 2}",
+            false,
+            "read as conversations from \"messages\" with the system message \"system\"; \"a\", \"b\" are ignored",
+        ),
+    ] {
+        let mapping = inspect(name, text.as_bytes()).unwrap().mapping;
+        assert_eq!(mapping.in_words(labels), expected);
+    }
 }

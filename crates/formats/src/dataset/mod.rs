@@ -1,15 +1,17 @@
 //! Training text: files of many forms, to samples, to token ids with what the loss is taken on.
 //!
-//! [`inspect`] says what a file holds and suggests a [`Mapping`] of its columns, which a person may change; [`parse_with`]
-//! reads the file so, and [`parse`] does both. [`encode`] (or an [`Encoder`], a few samples at a time) makes token ids of
+//! [`inspect`] says what a file holds and suggests a [`Mapping`] of its columns, which a person may change ([`choose`] does
+//! it by their names); [`parse_with`] reads the file so, and [`parse`] does both. [`encode`] (or an [`Encoder`], a few samples at a time) makes token ids of
 //! the samples, and [`Dataset::split`] puts some aside to validate on.
 
+mod columns;
 mod encode;
 mod mapping;
 mod read;
 mod records;
 mod split;
 
+pub use columns::{ColumnChoice, choose};
 pub use encode::{Encoded, Encoder, Encoding, Example, Lengths, Progress, Target, encode};
 pub use mapping::{Column, ColumnView, Form, Format, Inspection, LabelKind, Mapping, Role, inspect};
 pub use read::{parse, parse_with};
@@ -149,7 +151,7 @@ pub enum DatasetError {
     #[error(
         "{place} of {name} has the fields {fields:?}; a record must have either \"text\" (and a \"label\"), or \"prompt\" and \
          \"completion\", or \"instruction\" and \"output\", or \"messages\" (or \"conversations\"), or its columns must be \
-         named by hand"
+         named by hand (baton train: --columns prompt=…,completion=… or text=…)"
     )]
     Record {
         /// The file's name.

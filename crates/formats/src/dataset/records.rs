@@ -226,7 +226,13 @@ fn lines(
 }
 
 fn json_error(name: &str, place: Place, error: &serde_json::Error) -> DatasetError {
-    DatasetError::Json { name: name.to_owned(), place, reason: error.to_string() }
+    let said = error.to_string();
+    let reason = match (place, said.rsplit_once(" at line ")) {
+        // To the JSON reader every record is of one line, its first.
+        (Place::Line(_), Some((reason, _))) => format!("{reason} at column {}", error.column()),
+        _ => said,
+    };
+    DatasetError::Json { name: name.to_owned(), place, reason }
 }
 
 fn reader(text: &str, dialect: Dialect) -> csv::Reader<&[u8]> {
