@@ -361,7 +361,7 @@ fn only_what_is_known_becomes_a_config_or_a_tokenizer() {
     let none = with(&[]);
     let gguf = none.gguf().unwrap();
     assert_eq!(gguf.config_json().unwrap_err(), key("general.architecture"));
-    assert_eq!(gguf.tokenizer_json().unwrap_err(), key("tokenizer.ggml.model"));
+    assert_eq!(gguf.tokenizer_json().unwrap_err(), WeightsError::NoGgufTokenizer { name: name() });
     let mamba = with(&[("general.architecture", text("mamba")), ("tokenizer.ggml.model", text("rwkv"))]);
     let gguf = mamba.gguf().unwrap();
     for error in [gguf.config_json().unwrap_err(), gguf.tokenizer_json().unwrap_err()] {

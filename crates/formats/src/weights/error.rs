@@ -123,6 +123,21 @@ pub enum WeightsError {
         /// Where it also is.
         second: String,
     },
+    /// What is called a GGUF file and is none.
+    #[error("{name} is not a GGUF file, whatever its name says, or its download was cut short")]
+    NotGguf {
+        /// The file's name.
+        name: String,
+    },
+    /// A GGUF file without a vocabulary.
+    #[error(
+        "{name} has no tokenizer in it (no tokenizer.ggml.model): put the model's tokenizer.json beside it, or take a \
+         GGUF file that has one"
+    )]
+    NoGgufTokenizer {
+        /// The file's name.
+        name: String,
+    },
     /// A GGUF file does not say something that is needed.
     #[error(
         "{name} does not say {key}, or not in the form that it should have; it is damaged, or not a model"

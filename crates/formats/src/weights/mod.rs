@@ -112,6 +112,9 @@ impl FileSize {
     async fn open(files: &impl Files, name: &str) -> Result<(Self, [u8; 8]), WeightsError> {
         let size = files.size(name).await?;
         let file = Self { name: name.to_owned(), size };
+        if size < safetensors::LENGTH_BYTES && name.ends_with(".gguf") {
+            return Err(WeightsError::NotGguf { name: file.name });
+        }
         if size < safetensors::LENGTH_BYTES {
             return Err(WeightsError::TooShort { name: file.name, size });
         }
@@ -166,6 +169,9 @@ impl TensorIndex {
         if start.starts_with(&gguf::MAGIC) {
             let (gguf, entries) = Gguf::read(files, &file).await?;
             return Ok(Self { source, files: vec![file], entries, gguf: Some(Arc::new(gguf)) });
+        }
+        if name.ends_with(".gguf") {
+            return Err(WeightsError::NotGguf { name: file.name });
         }
         let header = safetensors::Header::read_alone(files, file, start).await?;
         Ok(Self { source, files: vec![header.file], entries: header.entries, gguf: None })

@@ -44,8 +44,8 @@ impl Gguf {
     ///
     /// When the file has no tokenizer, or one of a kind that is not known.
     pub fn tokenizer_json(&self) -> Result<String, WeightsError> {
-        let model = self.text("tokenizer.ggml.model").ok_or_else(|| self.lacks("tokenizer.ggml.model"))?;
-        match model {
+        let none = || WeightsError::NoGgufTokenizer { name: self.file.clone() };
+        match self.text("tokenizer.ggml.model").ok_or_else(none)? {
             "gpt2" => self.byte_level(),
             "llama" => self.sentence_piece(),
             other => Err(self.unknown("tokenizer", other, KNOWN_MODELS)),
