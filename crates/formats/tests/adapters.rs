@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use baton_formats::gguf_adapter::to_gguf;
 use baton_formats::merge::{merge, merged_config};
-use baton_formats::peft::{CONFIG_FILE, WEIGHTS_FILE, fitted};
+use baton_formats::peft::{CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, fitted, labels_json};
 use baton_formats::weights::GgufValue;
 use baton_formats::{
-    Adapter, AdapterConfig, DirFiles, HeadPart, LoraPair, MemoryFiles, ModelConfig, NumberFormat, PeftError,
-    Projection, Targets, TensorIndex, layout,
+    Adapter, AdapterConfig, DirFiles, Head, HeadPart, LoraPair, MemoryFiles, ModelConfig, NumberFormat,
+    PeftError, Projection, Targets, TensorIndex, layout,
 };
 use futures::executor::block_on;
 use serde_json::{Value, json};
@@ -426,4 +426,46 @@ fn the_card_says_how_to_load_the_adapter_whatever_its_model_is_called() {
     let card = adapter.card(&model);
     let loads = format!("AutoModelForSequenceClassification.from_pretrained(base, num_labels={outputs})");
     assert!(card.contains(&loads) && !card.contains("baton generate"), "{card}");
+}
+
+#[test]
+fn the_classes_names_stay_with_the_adapter_and_come_into_the_merged_config() {
+    let (mut model, adapter) = read("minilm", "adapter");
+    let outputs = model.classifier().unwrap().outputs;
+    let mut called = |names: &[String]| {
+        let Head::Classifier(head) = &mut model.ends.head else { panic!("no head") };
+        head.labels = names.to_vec();
+        labels_json(&model)
+    };
+    assert_eq!(called(&[]), None);
+    let numbers: Vec<String> = (0..outputs).map(|class| class.to_string()).collect();
+    assert_eq!(called(&numbers), None, "numbers are no names");
+    let names: Vec<String> = (0..outputs).map(|class| format!("mood {class}")).collect();
+    let json = called(&names).unwrap();
+
+    let (config, weights) = adapter.to_files(&model).unwrap();
+    let with = |labels: &str| {
+        let mut files = MemoryFiles::new();
+        files.insert(CONFIG_FILE, config.clone());
+        files.insert(WEIGHTS_FILE, weights.clone());
+        files.insert(LABELS_FILE, labels.to_owned());
+        // A model that was never told of these classes, nor of how many there are.
+        let plain = read("minilm", "adapter").0.with_classifier(outputs + 3, false).unwrap();
+        block_on(fitted(&files, plain))
+    };
+    let model = with(&json).unwrap();
+    assert_eq!(model.classifier().unwrap().labels, names);
+    let base = std::fs::read(families().join("minilm/config.json")).unwrap();
+    let merged: Value = serde_json::from_str(&merged_config(&base, &model, &adapter, None).unwrap()).unwrap();
+    assert_eq!(merged["id2label"]["1"], "mood 1");
+    assert_eq!(merged["label2id"]["mood 1"], 1);
+    for (labels, words) in [
+        ("{}", "id2label"),
+        (r#"{"id2label": {"0": "one"}}"#, "it names 1 class"),
+        (&json.replace("\"mood 1\"", "\"mood 0\""), "two classes are called"),
+        (&json.replace("\"1\":", "\"9\":"), "no name for class 1"),
+    ] {
+        let error = with(labels).unwrap_err().to_string();
+        assert!(error.contains("labels.json") && error.contains(words), "{labels}: {error}");
+    }
 }

@@ -1,11 +1,13 @@
 //! LoRA adapters in the format of Hugging Face PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
 mod card;
+mod labels;
 mod settings;
 
 use std::collections::BTreeMap;
 
 pub use card::CARD_FILE;
+pub use labels::{LABELS_FILE, labels_json};
 pub use settings::{AdapterConfig, Place, Targets};
 
 use crate::config::{ConfigError, ModelConfig};
@@ -71,6 +73,14 @@ pub enum PeftError {
         field: String,
         /// Its value, as JSON.
         value: String,
+    },
+    /// The classes' names cannot be used.
+    #[error(
+        "labels.json beside this adapter cannot be used: {reason}; without the file the classes have numbers"
+    )]
+    Labels {
+        /// What is wrong.
+        reason: String,
     },
     /// A regular expression that cannot be used.
     #[error(
@@ -278,17 +288,20 @@ impl Adapter {
     }
 }
 
-/// The model with a head that gives as many numbers as the head among the adapter's weights: a model's files do not say
-/// what an adapter was trained for. Unchanged where there is no head, or the same.
+/// The model with a head that gives as many numbers as the head among the adapter's weights, and with the classes' names
+/// beside it ([`LABELS_FILE`]): a model's files do not say what an adapter was trained for. Unchanged where there is no
+/// head, or the same.
 pub async fn fitted(files: &impl Files, model: ModelConfig) -> Result<ModelConfig, PeftError> {
     let Some(classifier) = model.classifier() else { return Ok(model) };
     let index = TensorIndex::open(files, WEIGHTS_FILE).await?;
     let bias = head_factors(&model).into_iter().find(|(part, _)| *part == HeadPart::OutputBias);
     let found = bias.and_then(|(_, factor)| index.get(&factor.name)).and_then(|entry| entry.shape.first());
-    match found {
-        Some(&outputs) if outputs != classifier.outputs => Ok(model.with_classifier(outputs, outputs == 1)?),
-        _ => Ok(model),
-    }
+    let model = match found {
+        Some(&outputs) if outputs != classifier.outputs => model.with_classifier(outputs, outputs == 1)?,
+        Some(_) => model,
+        None => return Ok(model),
+    };
+    labels::named(files, model).await
 }
 
 /// A tensor as PEFT stores it.
