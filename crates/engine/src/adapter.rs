@@ -3,7 +3,7 @@
 use crate::error::EngineError;
 use crate::host::head_block;
 use crate::source::lora_spec;
-use baton_formats::peft::{Adapter, AdapterConfig};
+use baton_formats::peft::{Adapter, AdapterConfig, labels_json};
 use baton_formats::{HeadPart, ModelConfig, Projection, TensorSpec, head_tensors, zip};
 use baton_model::{BlockState, HeadState};
 use baton_protocol::message::BlockBytes;
@@ -74,29 +74,44 @@ pub fn to_states(
 ) -> Result<Vec<BlockBytes>, EngineError> {
     let spec = lora_spec(settings, config)?;
     let adapter = adapter.clone().uniform(config)?;
-    let differs = |what, found: String, wanted: String| {
-        if found == wanted { Ok(()) } else { Err(EngineError::OtherAdapter { what, found, wanted }) }
-    };
-    differs("rank", adapter.config.r.to_string(), spec.rank.to_string())?;
-    differs("alpha", adapter.config.lora_alpha.to_string(), spec.alpha.to_string())?;
     let targets = adapter.config.projections(config)?;
     let names = |targets: &[Projection]| config.target_names(targets).join(", ");
-    differs("targets", names(&targets), names(&spec.targets))?;
+    let pairs = [
+        ("rank", adapter.config.r.to_string(), spec.rank.to_string()),
+        ("alpha", adapter.config.lora_alpha.to_string(), spec.alpha.to_string()),
+        ("targets", names(&targets), names(&spec.targets)),
+    ];
+    let other: Vec<_> = pairs.iter().filter(|(_, found, wanted)| found != wanted).collect();
+    if !other.is_empty() {
+        let said = |found: bool| {
+            let said =
+                other.iter().map(|(what, own, run)| format!("{what} {}", if found { own } else { run }));
+            said.collect::<Vec<_>>().join(", ")
+        };
+        return Err(EngineError::OtherAdapter { found: said(true), wanted: said(false) });
+    }
     let states = BlockState::fresh(&spec, config, &adapter.weights)?;
     let blocks = states.into_iter().map(|state| {
         let block = u16::try_from(state.block).map_err(|_| EngineError::NotLoaded)?;
         Ok(BlockBytes { block, bytes: state.to_bytes() })
     });
     let mut states = blocks.collect::<Result<Vec<_>, EngineError>>()?;
-    if !adapter.head.is_empty() {
-        let named = |tensor: TensorSpec<HeadPart>| {
-            Some((tensor.name().to_owned(), adapter.head.get(&tensor.part)?.clone()))
-        };
-        let values = head_tensors(config).into_iter().filter_map(named).collect();
-        let bytes = HeadState::fresh(config, &values)?.to_bytes();
-        states.push(BlockBytes { block: head_block(config), bytes });
+    if let Some(head) = head_state(&adapter, config)? {
+        states.push(BlockBytes { block: head_block(config), bytes: head.to_bytes() });
     }
     Ok(states)
+}
+
+/// The adapter's head with moments that have seen no step; none where it has none.
+pub(crate) fn head_state(adapter: &Adapter, config: &ModelConfig) -> Result<Option<HeadState>, EngineError> {
+    if adapter.head.is_empty() {
+        return Ok(None);
+    }
+    let named = |tensor: TensorSpec<HeadPart>| {
+        Some((tensor.name().to_owned(), adapter.head.get(&tensor.part)?.clone()))
+    };
+    let values = head_tensors(config).into_iter().filter_map(named).collect();
+    Ok(Some(HeadState::fresh(config, &values)?))
 }
 
 /// The adapter as one archive with a folder in it, and a README.md for whoever unpacks it.
@@ -106,11 +121,12 @@ pub fn to_states(
 /// When it is incomplete.
 pub fn to_zip(adapter: &Adapter, config: &ModelConfig) -> Result<Vec<u8>, EngineError> {
     let (settings, weights) = adapter.to_files(config)?;
-    let card = adapter.card(config);
-    let files = [
+    let (card, labels) = (adapter.card(config), labels_json(config));
+    let mut files = vec![
         ("adapter/adapter_config.json", settings.as_bytes()),
         ("adapter/adapter_model.safetensors", weights.as_slice()),
         ("adapter/README.md", card.as_bytes()),
     ];
+    files.extend(labels.as_ref().map(|labels| ("adapter/labels.json", labels.as_bytes())));
     Ok(zip(&files)?)
 }

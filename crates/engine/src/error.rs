@@ -61,6 +61,14 @@ pub enum EngineError {
     /// A text was asked of a model that writes none.
     #[error("this model labels texts and writes none: there is nothing to chat with")]
     NoWriter,
+    /// A label was asked of a model that writes.
+    #[error("this model writes text and labels none: use baton generate")]
+    NoClassifier,
+    /// A head that nobody has trained.
+    #[error(
+        "this model has no trained head, and so no classes yet: train an adapter (baton train), and give it too"
+    )]
+    NoTrainedHead,
     /// An adapter is not in order.
     #[error(transparent)]
     Peft(#[from] PeftError),
@@ -138,13 +146,11 @@ pub enum EngineError {
     #[error("this model has no begin token, so a text needs a beginning")]
     NoBeginToken,
     /// An adapter of other settings than the run's.
-    #[error("the adapter to start from has {what} {found}, and the run {wanted}: give the run the same")]
+    #[error("the adapter to start from has {found}, and the run has {wanted}: give the run the same")]
     OtherAdapter {
-        /// Which setting.
-        what: &'static str,
-        /// The adapter's.
+        /// The settings that differ, as the adapter has them.
         found: String,
-        /// The run's.
+        /// The same as the run has them.
         wanted: String,
     },
     /// A state whose bytes name another block than its message.

@@ -3,6 +3,7 @@
 use crate::error::EngineError;
 use crate::source::Model;
 use crate::texts::{Text, TextRequest};
+use baton_formats::ModelConfig;
 use baton_formats::peft::Adapter;
 use baton_model::{Blocks, Device, Ends, KvCache, Lora, LoraSpec, Storage};
 
@@ -21,16 +22,8 @@ pub async fn generate(
     let Model { files, config, index, .. } = model;
     let range = 0..config.num_hidden_layers;
     let ends = Ends::load(files, index, config, Storage::F32, device, |_| {}).await?;
-    let blocks = Blocks::load(files, index, config, range.clone(), Storage::F32, device, |_| {}).await?;
-    let lora = match adapter {
-        Some(adapter) => {
-            let adapter = adapter.clone().uniform(config)?;
-            let (rank, alpha) = (adapter.config.r, adapter.config.lora_alpha);
-            let spec = LoraSpec::new(rank, alpha, adapter.config.projections(config)?);
-            Some(Lora::from_pairs(config, &spec, range, &adapter.weights, device)?)
-        }
-        None => None,
-    };
+    let blocks = Blocks::load(files, index, config, range, Storage::F32, device, |_| {}).await?;
+    let lora = adapter.map(|adapter| lora(adapter, config, device)).transpose()?;
     let mut text = Text::begin(model, request)?;
     let mut cache = KvCache::new();
     let mut read = 0;
@@ -42,4 +35,12 @@ pub async fn generate(
         on_token(&text);
     }
     Ok(text)
+}
+
+/// The pairs of all blocks.
+pub(crate) fn lora(adapter: &Adapter, config: &ModelConfig, device: &Device) -> Result<Lora, EngineError> {
+    let adapter = adapter.clone().uniform(config)?;
+    let (rank, alpha) = (adapter.config.r, adapter.config.lora_alpha);
+    let spec = LoraSpec::new(rank, alpha, adapter.config.projections(config)?);
+    Ok(Lora::from_pairs(config, &spec, 0..config.num_hidden_layers, &adapter.weights, device)?)
 }

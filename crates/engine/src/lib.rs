@@ -18,6 +18,7 @@ pub mod adapter;
 pub mod alone;
 pub mod batches;
 pub mod cache;
+pub mod classify;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
