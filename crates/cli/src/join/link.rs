@@ -25,7 +25,7 @@ pub(super) enum LinkError {
     )]
     NotALink { reason: String },
     #[error("{0}; copy the whole link from the host's page, and put it in quotes")]
-    Secret(#[from] baton_protocol::room::RoomError),
+    Secret(baton_protocol::room::RoomError),
 }
 
 impl RoomLink {
@@ -48,7 +48,7 @@ impl RoomLink {
         let code = code.ok_or_else(|| {
             refused("it has no #/join/ in it; a shell cuts a link off there unless it stands in quotes")
         })?;
-        let secret = RoomSecret::from_code(code)?;
+        let secret = RoomSecret::from_code(code).map_err(LinkError::Secret)?;
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         let socket = format!("{scheme}://{host}{port}/ws");
         let embedded = url.join("static/model/").map_err(|error| refused(&error.to_string()))?;
