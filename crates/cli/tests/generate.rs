@@ -14,7 +14,8 @@ fn two_hundred_greedy_tokens_are_those_of_transformers() {
     let model = model.display().to_string();
     let text =
         baton(&["generate", "--model", &model, "--prompt", "", "--tokens", "200", "--temperature", "0"]);
-    assert_eq!(text, golden["text"].as_str().unwrap());
+    // The text ends with a line of its own.
+    assert_eq!(text, format!("{}\n", golden["text"].as_str().unwrap().trim_end_matches('\n')));
 }
 
 #[test]
@@ -54,8 +55,33 @@ fn an_adapter_changes_what_is_written() {
         baton(&arguments)
     };
     // As PEFT writes with this adapter (transformers' generate, greedy).
-    assert_eq!(write(&["--adapter", adapter]), "name : Clab Clab Clabby Clabby. Clab ");
+    assert_eq!(write(&["--adapter", adapter]), "name : Clab Clab Clabby Clabby. Clab \n");
     assert!(write(&[]).starts_with("name : Anna"));
-    assert!(fails(&["generate", "--model", &model, "--adapter", "/nowhere"]).contains("/nowhere"));
+    let said = fails(&["generate", "--model", &model, "--adapter", "/nowhere"]);
+    assert!(said.contains("there is no /nowhere") && said.contains("adapter_config.json"), "{said}");
+    let said = fails(&["generate", "--model", &model, "--adapter", &model]);
+    assert!(said.contains("a model's folder"), "{said}");
     assert!(fails(&["generate", "--model", &model, "--temperature=-1"]).contains("temperature"));
+}
+
+#[test]
+fn a_message_is_answered_as_training_wrote_conversations_and_only_the_answer_is_printed() {
+    let Some(model) = shared("models/stories260k") else { return };
+    let model = model.display().to_string();
+    let write = |more: &[&str]| {
+        let mut arguments = vec!["generate", "--model", &model, "--tokens", "12"];
+        arguments.extend(more);
+        baton(&arguments)
+    };
+    // This model has no chat template: the turns are those of `Sample::segments`.
+    let answer = |whole: &str| {
+        let answer =
+            whole.rsplit_once("assistant:").unwrap().1.trim_start().lines().next().unwrap().to_owned();
+        assert!(!answer.is_empty());
+        answer + "\n"
+    };
+    let whole = write(&["--prompt", "user: Hi\nassistant:"]);
+    assert_eq!(write(&["--prompt", "Hi", "--chat"]), answer(&whole));
+    let whole = write(&["--prompt", "system: Be kind.\nuser: Hi\nassistant:"]);
+    assert_eq!(write(&["--prompt", "Hi", "--chat", "--system", "Be kind."]), answer(&whole));
 }

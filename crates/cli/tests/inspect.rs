@@ -21,10 +21,13 @@ fn said(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// The facts of a model that nothing is wrong with but its tokenizer: the golden models have none.
 fn json(model: &Path) -> Value {
     let output = inspect(model, &["--json"]);
-    assert!(output.status.success(), "{}", said(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "it cannot be trained on text");
+    assert_eq!(facts["problems"], facts["tokenizer"]["problems"], "{}", said(&output.stderr));
+    facts
 }
 
 /// The model's files but the weights, in a folder of its own.
@@ -51,7 +54,7 @@ fn rewrite(model: &Path, to: &Path, change: impl FnOnce(&mut serde_json::Map<Str
 fn a_whole_model_is_described_and_its_bytes_are_counted_from_its_shapes() {
     let facts = json(&family("llama2"));
     assert_eq!(facts["family"], "Llama");
-    assert_eq!(facts["problems"], Value::Array(Vec::new()));
+    assert!(facts["problems"][0].as_str().unwrap().contains("tokenizer.json"));
     let config: Value =
         serde_json::from_slice(&fs::read(family("llama2").join("config.json")).unwrap()).unwrap();
     let number = |key: &str| config[key].as_u64().unwrap();
@@ -88,7 +91,7 @@ fn a_whole_model_is_described_and_its_bytes_are_counted_from_its_shapes() {
 fn a_person_reads_sizes_tensors_and_what_the_phones_need() {
     let output = inspect(&family("llama_sharded"), &["--tensors"]);
     let text = said(&output.stdout);
-    assert!(output.status.success(), "{}", said(&output.stderr));
+    assert!(said(&output.stderr).contains("there is no"), "{}", said(&output.stderr));
     for part in [
         "Llama, writes text",
         "3 blocks of width 32",
@@ -113,9 +116,9 @@ fn a_gguf_file_is_a_whole_model() {
     assert_eq!(facts["family"], "Llama");
     assert!(facts["tensors"]["formats"]["Q8_0"]["tensors"].as_u64().unwrap() > 0);
     assert_eq!(facts["files"][0]["name"], "llama_q8.gguf");
-    // This one was written without a tokenizer, which does not hinder the rest.
+    // This one was written without a tokenizer, which does not hinder the rest from being told.
     let problem = facts["tokenizer"]["problems"][0].as_str().unwrap();
-    assert!(problem.contains("tokenizer.ggml.model"), "{problem}");
+    assert!(problem.contains("tokenizer.ggml.model") && problem.contains("beside it"), "{problem}");
 }
 
 #[test]
@@ -137,12 +140,12 @@ fn every_wrong_tensor_is_named_and_the_rest_is_told_all_the_same() {
     });
     let output = inspect(folder.path(), &["--json"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output.stderr).contains("4 problems"), "{}", said(&output.stderr));
+    assert!(said(&output.stderr).contains("5 problems"), "{}", said(&output.stderr));
     let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(facts["tensors"]["missing"], serde_json::json!(["model.norm.weight"]));
     assert_eq!(facts["tensors"]["unused"], serde_json::json!(["model.norm.gain"]));
     let problems = facts["problems"].as_array().unwrap();
-    assert_eq!(problems.len(), 4);
+    assert_eq!(problems.len(), 5, "with the tokenizer");
     for part in [
         "model.norm.weight is missing",
         "0.self_attn.q_proj.weight has shape",
@@ -155,8 +158,8 @@ fn every_wrong_tensor_is_named_and_the_rest_is_told_all_the_same() {
         );
     }
     let text = said(&inspect(folder.path(), &[]).stdout);
-    assert!(text.contains("1 of the 30 that the model needs are missing"), "{text}");
-    assert!(text.contains("1 are not used: model.norm.gain"), "{text}");
+    assert!(text.contains("1 of the 30 that the model needs is missing"), "{text}");
+    assert!(text.contains("1 is not used: model.norm.gain"), "{text}");
 }
 
 #[test]
@@ -196,7 +199,7 @@ fn what_is_no_model_is_refused_in_words() {
     assert!(refused(folder.path()).contains("model.safetensors says that its header has"));
     fs::write(folder.path().join("config.json"), r#"{"model_type": "mamba"}"#).unwrap();
     assert!(refused(folder.path()).contains("mamba"));
-    assert!(refused(&folder.path().join("a/b/c")).contains("neither a folder"));
+    assert!(refused(&folder.path().join("a/b/c")).contains("neither a folder nor a .gguf file"));
 }
 
 #[test]
@@ -204,7 +207,6 @@ fn the_estimate_is_of_the_phones_and_the_settings_that_are_asked_for() {
     let model = family("llama2");
     let of = |more: &[&str]| -> Value {
         let output = inspect(&model, &[&["--json", "--phones", "2"], more].concat());
-        assert!(output.status.success(), "{}", said(&output.stderr));
         let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(facts["bytes"]["spread"].as_array().unwrap().len(), 1);
         facts["bytes"]["spread"][0]["stages"][0]["memory"]["nf4"].clone()
@@ -221,4 +223,22 @@ fn the_estimate_is_of_the_phones_and_the_settings_that_are_asked_for() {
     assert_eq!(few["frozen"], usual["frozen"]);
     let output = inspect(&model, &["--targets", "elsewhere"]);
     assert!(!output.status.success() && said(&output.stderr).contains("elsewhere"));
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_refused_and_a_sample_too_long_for_the_model_is_noted() {
+    let model = family("llama2");
+    let none = inspect(&model, &["--phones", "0"]);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(said(&none.stderr).contains("--phones"), "{}", said(&none.stderr));
+    let long = said(&inspect(&model, &["--seq-len", "4000"]).stdout);
+    assert!(long.contains("Note: a --seq-len of 4000 is longer than the"), "{long}");
+    assert!(!said(&inspect(&model, &["--seq-len", "8"]).stdout).contains("Note:"));
+    // Large numbers stay apart.
+    let huge = inspect(&model, &["--seq-len", "4000", "--batch-size", "30000", "--micro-batches", "1"]);
+    let huge = format!("{}{}", said(&huge.stdout), said(&huge.stderr));
+    let row = huge.lines().find(|line| line.contains("1 phone (3 blocks)") && line.contains("TB"));
+    let row = row.unwrap_or_else(|| panic!("no row of terabytes: {huge}"));
+    assert_eq!(row.matches(" TB").count(), 4, "{row}");
+    assert_eq!(row.split_whitespace().count(), 12, "{row}");
 }

@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub(super) tokenizer: TokenizerFacts,
     pub(super) bytes: Bytes,
     pub(super) estimate: Estimate,
+    /// What is worth knowing of the settings that were asked for.
+    pub(super) notes: Vec<String>,
     /// What keeps the model from being used, in words; empty where nothing does.
     pub(super) problems: Vec<String>,
 }
@@ -101,7 +103,7 @@ pub(super) struct TokenizerFacts {
     pub(super) end: Vec<u32>,
     /// Whether the model has a way to write conversations.
     pub(super) chat_template: bool,
-    /// What is wrong with any of this; a model without a tokenizer cannot be trained on text.
+    /// What is wrong with any of this: a model without a tokenizer cannot be trained on text.
     pub(super) problems: Vec<String>,
 }
 
@@ -150,7 +152,7 @@ pub(super) struct Estimate {
 /// # Errors
 ///
 /// When there is no configuration or no weights, or they cannot be read at all; what is wrong with single tensors or with
-/// the tokenizer is among the facts.
+/// the tokenizer is among the facts, as problems.
 pub(super) async fn read(
     files: &AnyFiles,
     model: &str,
@@ -173,6 +175,15 @@ pub(super) async fn read(
     };
     let mut problems = Vec::new();
     let tensors = tensors(&index, &config, list, &mut problems);
+    problems.extend(tokenizer.problems.iter().cloned());
+    let context = config.max_position_embeddings;
+    let long = usize::try_from(settings.seq_len).is_ok_and(|len| len > context);
+    let notes = long.then(|| {
+        format!(
+            "a --seq-len of {} is longer than the {context} tokens that this model was made for",
+            settings.seq_len
+        )
+    });
     Ok(Facts {
         model: model.to_owned(),
         family: config.architecture.name(),
@@ -206,6 +217,7 @@ pub(super) async fn read(
             targets: settings.targets.clone(),
             host_activations: host_activations(&config, settings)?,
         },
+        notes: notes.into_iter().collect(),
         problems,
     })
 }
@@ -300,8 +312,9 @@ async fn tokenizer(files: &AnyFiles, gguf: Option<&Gguf>, config: &ModelConfig) 
             match Tokenizer::from_bytes(&json) {
                 Err(error) => facts.problems.push(error.to_string()),
                 Ok(tokenizer) => {
-                    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
-                    facts.tokens = Some(tokens);
+                    facts.tokens = Some(tokenizer.vocab_size());
+                    // Added tokens may lie beyond the embedding: Gemma 3's marks for images do.
+                    let (tokens, rows) = (tokenizer.base_vocab_size(), config.vocab_size);
                     if tokens > rows {
                         facts.problems.push(format!(
                             "the tokenizer has {tokens} tokens, and the model embeds only {rows}: it is another model's"

