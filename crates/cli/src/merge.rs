@@ -27,13 +27,16 @@ const COMPANION_LIMIT: u64 = 256 << 20;
 
 #[derive(Args)]
 pub(crate) struct Merge {
-    /// Folder of the model in the Hugging Face layout (or a URL, or org/name on the hub)
+    /// Folder of the model in the Hugging Face layout, a .gguf file, a URL, or org/name on the hub
     model: String,
     /// Folder of a LoRA adapter in PEFT's format
     adapter: PathBuf,
     /// Folder for the merged model; it must not hold one already
     #[arg(long)]
     out: PathBuf,
+    /// Overwrite a model that --out holds already
+    #[arg(long)]
+    force: bool,
     /// Numbers of the merged weights [default: the model's own]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
@@ -48,10 +51,18 @@ enum Dtype {
 
 impl Merge {
     pub(crate) async fn run(self) -> Result<()> {
+        let weights = self.out.join("model.safetensors");
+        ensure!(
+            self.force || !weights.exists(),
+            "{} is there already: give another folder for --out, or --force to overwrite it",
+            weights.display()
+        );
+        // What is read piece by piece cannot be written at the same time.
+        let same = fs::canonicalize(&self.out)
+            .is_ok_and(|out| fs::canonicalize(&self.model).is_ok_and(|model| model == out));
+        ensure!(!same, "--out is the folder of the model itself: give another one");
         let files = crate::open_files(&self.model)?;
         let (model, adapter, config) = crate::open_adapter(&files, &self.model, &self.adapter).await?;
-        let weights = self.out.join("model.safetensors");
-        ensure!(!weights.exists(), "{} is there already: give another folder for --out", weights.display());
         let index = TensorIndex::open_model(&files).await?;
         let total: u64 = index.entries().map(|entry| entry.bytes()).sum();
         let format = self.dtype.map(|dtype| match dtype {

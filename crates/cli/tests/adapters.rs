@@ -30,6 +30,8 @@ fn a_merged_model_is_a_folder_that_can_be_merged_into_again() {
     assert!(!out.join("model.safetensors.partial").exists());
     // Nothing is overwritten.
     assert!(fails(&["merge", &model, &adapter, "--out", &to]).contains("another folder"));
+    assert!(fails(&["merge", &model, &adapter, "--out", &model, "--force"]).contains("of the model itself"));
+    baton(&["merge", &model, &adapter, "--out", &to, "--force"]);
 
     let twice = folder.path().join("twice");
     baton(&["merge", &to, &adapter, "--out", &twice.display().to_string(), "--dtype", "bf16"]);
@@ -44,6 +46,9 @@ fn an_adapter_is_exported_for_llama_cpp() {
     let (model, adapter) = (family("llama3"), family("llama3/adapter"));
     assert!(baton(&["export-gguf", &adapter, "--model", &model, "--out", &out]).contains("21 pairs"));
     assert!(std::fs::read(&out).unwrap().starts_with(b"GGUF"));
+    let again = ["export-gguf", &adapter, "--model", &model, "--out", &out];
+    assert!(fails(&again).contains("--force"));
+    baton(&[&again[..], &["--force"]].concat());
 }
 
 #[test]
@@ -55,7 +60,13 @@ fn what_does_not_fit_is_refused_in_words_and_leaves_nothing() {
     let said = fails(&["merge", &llama, &adapter, "--out", &out]);
     assert!(said.contains("another model") && said.contains("q_proj"), "{said}");
     assert!(fails(&["merge", &llama, "/nowhere", "--out", &out]).contains("/nowhere"));
-    assert!(fails(&["merge", "/nowhere", &adapter, "--out", &out]).contains("/nowhere"));
+    assert!(fails(&["merge", "/nowhere", &adapter, "--out", &out]).contains("there is no /nowhere"));
+    let said = fails(&["inspect", &adapter]);
+    assert!(said.contains("a LoRA adapter of rank") && said.contains("no model"), "{said}");
+    let junk = folder.path().join("junk.gguf").display().to_string();
+    std::fs::write(&junk, [7; 100]).unwrap();
+    assert!(fails(&["inspect", &junk]).contains("is not a GGUF file"));
+    assert!(fails(&["merge", &llama, &junk, "--out", &out]).contains("for llama.cpp alone"));
     let said = fails(&["export-gguf", &adapter, "--model", &minilm, "--out", &out]);
     assert!(said.contains("baton merge"), "{said}");
     assert!(!folder.path().join("out").exists());
