@@ -16,12 +16,23 @@ pub(crate) struct Report {
     lrs: Vec<f64>,
     /// What the model was worth on the samples kept out of training.
     judgements: Vec<Judged>,
-    target_tokens: u64,
+    /// Of a model that writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_tokens: Option<u64>,
     seconds: f64,
     /// Target tokens a second, loading not counted.
-    tokens_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_per_second: Option<f64>,
+    /// Of a model that labels: samples a second, loading not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    samples_per_second: Option<f64>,
     /// The process's largest resident set; none where the system does not tell.
     pub(crate) peak_memory_bytes: Option<u64>,
+    #[serde(skip)]
+    labels: bool,
+    /// Target tokens, or labels, so far.
+    #[serde(skip)]
+    learned: u64,
     #[serde(skip)]
     first: Option<(Duration, u32)>,
 }
@@ -39,17 +50,21 @@ struct Judged {
 }
 
 impl Report {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    /// `labels`: whether the model labels, and does not write.
+    pub(crate) fn new(settings: &Settings, labels: bool) -> Self {
         Self {
             settings: settings.clone(),
             losses: Vec::new(),
             grad_norms: Vec::new(),
             lrs: Vec::new(),
             judgements: Vec::new(),
-            target_tokens: 0,
+            target_tokens: None,
             seconds: 0.0,
-            tokens_per_second: 0.0,
+            tokens_per_second: None,
+            samples_per_second: None,
             peak_memory_bytes: None,
+            labels,
+            learned: 0,
             first: None,
         }
     }
@@ -59,19 +74,25 @@ impl Report {
         self.losses.push(report.loss);
         self.grad_norms.push(report.grad_norm);
         self.lrs.push(report.lr);
-        self.target_tokens += u64::from(report.tokens);
+        self.learned += u64::from(report.tokens);
         self.seconds = since.as_secs_f64();
         // The first step waits for the weights: with more than one, speed is counted from its end.
-        self.tokens_per_second = match self.first {
+        let speed = match self.first {
             None => {
                 self.first = Some((since, report.tokens));
                 f64::from(report.tokens) / self.seconds.max(1e-9)
             }
             Some((first, tokens)) => {
-                let rest = self.target_tokens - u64::from(tokens);
+                let rest = self.learned - u64::from(tokens);
                 rest as f64 / (since - first).as_secs_f64().max(1e-9)
             }
         };
+        if self.labels {
+            self.samples_per_second = Some(speed);
+        } else {
+            self.tokens_per_second = Some(speed);
+            self.target_tokens = Some(self.learned);
+        }
     }
 
     /// Takes a judgement in.
@@ -88,8 +109,12 @@ impl Report {
         });
     }
 
-    pub(crate) fn tokens_per_second(&self) -> f64 {
-        self.tokens_per_second
+    /// As in "120 tokens/s".
+    pub(crate) fn speed(&self) -> String {
+        match (self.samples_per_second, self.tokens_per_second) {
+            (Some(samples), _) => format!("{samples:.1} samples/s"),
+            (None, tokens) => format!("{:.0} tokens/s", tokens.unwrap_or_default()),
+        }
     }
 }
 

@@ -1,39 +1,63 @@
 //! `baton train`.
 
 use crate::report::{Report, peak_memory};
-use anyhow::{Context, Result, bail};
+use crate::words::{are, plural};
+use anyhow::{Context, Result, bail, ensure};
 use baton_engine::adapter;
 use baton_engine::alone::{self, Told};
 use baton_engine::evaluate::Judgement;
 use baton_engine::host::{HostEngine, Requests};
+use baton_engine::source::{Model, Prepared};
 use baton_formats::config::ALL_LINEAR;
-use baton_formats::peft::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
-use baton_formats::{Dataset, DirFiles, Projection, dataset};
+use baton_formats::dataset::ColumnChoice;
+use baton_formats::peft::{Adapter, CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, labels_json};
+use baton_formats::{Classifier, Dataset, ModelConfig, Projection, dataset};
 use baton_protocol::Step;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::Start;
 use baton_protocol::run::{Backbone, LrSchedule, ModelSource, Settings};
 use clap::{Args, ValueEnum};
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+/// What the data may be.
+const FORMS: &str = "\
+DATA:
+  A file of plain text is a sample a line. Of .jsonl (a JSON record a line), .json (a list of them), .csv and .tsv,
+  these columns are known by their names:
+    text (sentence, review, …)                        plain text
+    text and label (class, sentiment, score, …)       labelled text, for an encoder; text_b for a second text
+    prompt (question) and completion (answer, …)      the completion is learned, the prompt is only read
+    instruction, input, output                        Alpaca's tasks
+    messages [{role, content}]                        OpenAI's conversations; the assistant's words are learned
+    conversations [{from, value}]                     ShareGPT's conversations
+  Other names are given with --columns ROLE=COLUMN, separated by commas:
+    --columns prompt=frage,completion=antwort         --columns text=body,label=stars
+  The roles are text, text_b, prompt, completion, messages, system, instruction, input, output, label.";
+
 #[derive(Args)]
+#[command(after_help = FORMS)]
 pub(crate) struct Train {
-    /// Folder of the model in the Hugging Face layout (or a URL, or org/name on the hub)
+    /// Folder of the model in the Hugging Face layout, a .gguf file, a URL, or org/name on the hub
     #[arg(long)]
     model: String,
-    /// Text to train on: plain text (a sample a line), jsonl, json, csv or tsv; for an encoder, labelled text
+    /// Text to train on: plain text (a sample a line), jsonl, json, csv or tsv; for an encoder, labelled text. See below
     #[arg(long)]
     data: PathBuf,
+    /// What the columns of the data are, as in prompt=question,completion=reply; the others are ignored [default: by their
+    /// names]
+    #[arg(long, value_delimiter = ',', value_name = "ROLE=COLUMN")]
+    columns: Vec<ColumnChoice>,
     /// Text of the same form to judge the model by; instead of --validation
     #[arg(long)]
     validation_data: Option<PathBuf>,
     /// Share of the samples that is kept out of training to judge the model by
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, conflicts_with = "validation_data")]
     validation: f64,
     /// Steps between two judgements; 0 is before the first and after the last only
     #[arg(long, default_value_t = 0)]
@@ -41,9 +65,12 @@ pub(crate) struct Train {
     /// How the frozen weights are kept in memory: f32, bf16, int8 or nf4
     #[arg(long, default_value = "f32")]
     backbone: Backbone,
-    /// Folder for the adapter
+    /// Folder for the adapter; it must not hold one already, unless it is that of --init-adapter
     #[arg(long)]
     out: PathBuf,
+    /// Overwrite an adapter that --out holds already
+    #[arg(long)]
+    force: bool,
     /// Optimizer updates
     #[arg(long, default_value_t = 60)]
     steps: u32,
@@ -56,13 +83,14 @@ pub(crate) struct Train {
     /// The longest sample in tokens; longer ones are cut
     #[arg(long, default_value_t = 128)]
     seq_len: u32,
-    /// Rank of the adapters
-    #[arg(long, default_value_t = 8)]
-    lora_rank: u16,
-    /// The adapter's output is scaled by alpha / rank
-    #[arg(long, default_value_t = 16.0)]
-    lora_alpha: f64,
-    /// Projections that get an adapter, separated by commas; all-linear is all of them [default: queries and values]
+    /// Rank of the adapters [default: 8, or that of --init-adapter]
+    #[arg(long)]
+    lora_rank: Option<u16>,
+    /// The adapter's output is scaled by alpha / rank [default: 16, or that of --init-adapter]
+    #[arg(long, allow_negative_numbers = true)]
+    lora_alpha: Option<f64>,
+    /// Projections that get an adapter, separated by commas; all-linear is all of them [default: queries and values, or
+    /// those of --init-adapter]
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
     /// Peak learning rate [default: by the size of the model, 1.5e-2 for the smallest to 2e-4]
@@ -95,7 +123,7 @@ pub(crate) struct Train {
     /// Compute activations again in backward instead of keeping them
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     recompute: bool,
-    /// Adapter to start from
+    /// Folder of an adapter to start from; it may be --out
     #[arg(long)]
     init_adapter: Option<PathBuf>,
     /// File for the losses and figures of the run, as JSON
@@ -121,8 +149,8 @@ impl Train {
                 Settings::default().micro_batches.min(most)
             }),
             seq_len: self.seq_len,
-            lora_rank: self.lora_rank,
-            lora_alpha: self.lora_alpha,
+            lora_rank: self.lora_rank.unwrap_or(8),
+            lora_alpha: self.lora_alpha.unwrap_or(16.0),
             targets: self.targets.iter().map(|target| target.trim().to_owned()).collect(),
             lr: self.lr.unwrap_or(Settings::default().lr),
             lr_schedule: match self.lr_schedule {
@@ -155,20 +183,35 @@ impl Train {
         }
         settings.validate()?;
         // What cannot be written is better known before an hour of training than after.
+        self.check_out()?;
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot make the folder {}", self.out.display()))?;
         if let Some(path) = &self.report {
             std::fs::write(path, "")
                 .with_context(|| format!("cannot write the report to {}", path.display()))?;
         }
-        let model = crate::open(&self.model).await?;
-        if self.targets.is_empty() {
+        let mut model = crate::open(&self.model).await?;
+        let from = match &self.init_adapter {
+            Some(folder) => {
+                let (config, adapter) = crate::read_adapter(folder, model.config.clone()).await?;
+                let adapter = adapter.uniform(&config)?;
+                self.take_over(&adapter, &config, &mut settings)?;
+                if let Some(model) = Rc::get_mut(&mut model) {
+                    // The classes are counted as the adapter counts them.
+                    model.config = config;
+                }
+                Some(adapter)
+            }
+            None => None,
+        };
+        if self.targets.is_empty() && from.is_none() {
             let default = |projection: &Projection| {
                 matches!(projection, Projection::Q | Projection::V | Projection::Qkv)
             };
             let projections: Vec<_> = model.config.projections().filter(default).collect();
             settings.targets = model.config.target_names(&projections);
         }
+        settings.validate()?;
         baton_engine::source::lora_spec(&settings, &model.config)?;
         if self.lr.is_none() {
             settings.lr = Settings::suggested_lr(model.config.parameters());
@@ -180,42 +223,15 @@ impl Train {
                 settings.seq_len
             );
         }
-        let text = read(&self.data)?;
-        let validation = self.validation_data.as_deref().map(read).transpose()?;
+        let text = self.read(&self.data, &model)?;
+        let validation = self.validation_data.as_deref().map(|path| self.read(path, &model)).transpose()?;
         let prepared = model.prepare(&text, validation.as_ref(), &settings)?;
-        let (encoded, run_config) = (&prepared.train, prepared.config.clone());
-        let learned = match run_config.classifier() {
-            Some(head) if head.regression => "to give a value for".to_owned(),
-            Some(head) => format!("to label with one of {} classes", head.outputs),
-            None => format!("with {} target tokens", encoded.targets()),
-        };
-        eprintln!(
-            "{} samples {learned}{}{}",
-            encoded.examples.len(),
-            match prepared.validation.len() {
-                0 => String::new(),
-                count => format!("; {count} are kept out to judge the model by"),
-            },
-            match encoded.truncated_tokens {
-                0 => String::new(),
-                cut => format!(
-                    "; {cut} tokens of {} samples beyond --seq-len {} are cut off",
-                    encoded.truncated_samples, settings.seq_len
-                ),
-            }
-        );
-        if let Some(reason) = &encoded.refusal {
-            eprintln!("note: {} conversations are left out: {reason}", encoded.refused);
-        }
-        if settings.append_eos && model.config.eos_token_ids.is_empty() {
-            eprintln!("note: the model's config.json names no end token, so --append-eos does nothing");
-        }
-        let states = match &self.init_adapter {
-            Some(folder) => {
-                let adapter = Adapter::read(&DirFiles::new(folder), &run_config).await;
-                let adapter =
-                    adapter.with_context(|| format!("the adapter at {} cannot be used", folder.display()))?;
-                adapter::to_states(&adapter, &settings, &run_config)?
+        let run_config = prepared.config.clone();
+        self.tell(&model, &prepared, &settings);
+        let states = match &from {
+            Some(adapter) => {
+                same_classes(&model.config, &run_config)?;
+                adapter::to_states(adapter, &settings, &run_config)?
             }
             None => Vec::new(),
         };
@@ -248,7 +264,7 @@ impl Train {
         })
         .context("cannot listen for Ctrl-C")?;
 
-        let mut report = Report::new(&settings);
+        let mut report = Report::new(&settings, run_config.classifier().is_some());
         let began = Instant::now();
         let progress = std::io::stderr().is_terminal();
         let outcome = alone::train(engine, start, &requests, |told| {
@@ -265,11 +281,11 @@ impl Train {
             if progress || done == 1 || done == settings.steps || done.is_multiple_of(10) {
                 let left = began.elapsed().as_secs_f64() / f64::from(done) * f64::from(settings.steps - done);
                 eprint!(
-                    "{}step {done}/{}  loss {:.4}  {:.0} tokens/s  {left:.0} s left{}",
+                    "{}step {done}/{}  loss {:.4}  {}  {left:.0} s left{}",
                     if progress { "\r\x1b[2K" } else { "" },
                     settings.steps,
                     step.loss,
-                    report.tokens_per_second(),
+                    report.speed(),
                     if progress && done < settings.steps { "" } else { "\n" },
                 );
                 // A terminal that is gone is no reason to lose the run.
@@ -291,7 +307,19 @@ impl Train {
         let base = (!self.model.contains("://")).then(|| self.model.clone());
         let adapter = adapter::from_states(outcome.states.iter(), &settings, &run_config, base)?;
         let (config, weights) = adapter.to_files(&run_config)?;
-        for (name, bytes) in [(CONFIG_FILE, config.as_bytes()), (WEIGHTS_FILE, weights.as_slice())] {
+        let labels = labels_json(&run_config);
+        let mut files = vec![(CONFIG_FILE, config.as_bytes()), (WEIGHTS_FILE, weights.as_slice())];
+        match &labels {
+            Some(labels) => files.push((LABELS_FILE, labels.as_bytes())),
+            // Those of the adapter that was here before are not those of this one.
+            None => match std::fs::remove_file(self.out.join(LABELS_FILE)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).context("cannot remove the old labels.json");
+                }
+                _ => {}
+            },
+        }
+        for (name, bytes) in files {
             let path = self.out.join(name);
             std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -309,18 +337,127 @@ impl Train {
         }
         Ok(())
     }
+
+    /// Refuses to overwrite an adapter, unless it was asked for, or the run goes on from it.
+    fn check_out(&self) -> Result<()> {
+        let there = [CONFIG_FILE, WEIGHTS_FILE].iter().any(|name| self.out.join(name).exists());
+        let whole = |path: &Path| std::fs::canonicalize(path).ok();
+        let goes_on = self.init_adapter.as_deref().is_some_and(|from| whole(from) == whole(&self.out));
+        let out = self.out.display();
+        ensure!(
+            !there || goes_on || self.force,
+            "{out} holds an adapter already: give another folder for --out, --init-adapter {out} to go on from it, or --force \
+             to overwrite it"
+        );
+        Ok(())
+    }
+
+    /// What was not asked for otherwise is as in the adapter to start from.
+    fn take_over(&self, adapter: &Adapter, config: &ModelConfig, settings: &mut Settings) -> Result<()> {
+        if self.lora_rank.is_none() {
+            let rank = adapter.config.r;
+            settings.lora_rank = u16::try_from(rank).with_context(|| format!("rank {rank} is too high"))?;
+        }
+        if self.lora_alpha.is_none() {
+            settings.lora_alpha = adapter.config.lora_alpha;
+        }
+        if self.targets.is_empty() {
+            settings.targets = config.target_names(&adapter.config.projections(config)?);
+        }
+        Ok(())
+    }
+
+    /// A data set from a file; says how it was read.
+    fn read(&self, path: &Path, model: &Model) -> Result<Dataset> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mapping = if self.columns.is_empty() {
+            dataset::inspect(&name, &bytes)?.mapping
+        } else {
+            dataset::choose(&name, &bytes, &self.columns)?
+        };
+        let data = dataset::parse_with(&name, &bytes, &mapping)?;
+        eprintln!("{name}: {}", mapping.in_words(model.config.is_encoder()));
+        Ok(data)
+    }
+
+    /// Says what is learned, what judges it, and what is left out.
+    fn tell(&self, model: &Model, prepared: &Prepared, settings: &Settings) {
+        let encoded = &prepared.train;
+        let head = prepared.config.classifier();
+        let learned = match head {
+            Some(head) if head.regression => "to give a value for".to_owned(),
+            Some(head) => format!("to label with one of {}", plural(head.outputs, "class")),
+            None => format!("with {}", plural(encoded.targets(), "target token")),
+        };
+        let mut words = format!("{} {learned}", plural(encoded.examples.len(), "sample"));
+        let judges = prepared.validation.len();
+        match &self.validation_data {
+            Some(path) => {
+                words +=
+                    &format!("; {} of {} to judge the model by", plural(judges, "sample"), path.display());
+            }
+            None if judges > 0 => {
+                words += &format!("; {judges} {} kept out to judge the model by", are(judges));
+            }
+            None => {}
+        }
+        if encoded.truncated_tokens > 0 && !settings.packing {
+            let (tokens, samples) = (encoded.truncated_tokens, encoded.truncated_samples);
+            words += &format!(
+                "; {} of {} beyond --seq-len {} {} cut off: a larger --seq-len keeps more{}",
+                plural(tokens, "token"),
+                plural(samples, "sample"),
+                settings.seq_len,
+                are(tokens),
+                if head.is_none() { ", and --packing keeps all, in pieces" } else { "" },
+            );
+        }
+        eprintln!("{words}");
+        let names = labels_json(&prepared.config).and(head).map_or(&[][..], |head| &head.labels);
+        if !names.is_empty() {
+            let said = names.iter().take(MOST_CLASSES).enumerate();
+            let said: Vec<_> = said.map(|(class, name)| format!("{class} {name:?}")).collect();
+            let dots = if names.len() > MOST_CLASSES { ", …" } else { "" };
+            eprintln!("classes: {}{dots}", said.join(", "));
+        }
+        if let Some(reason) = &encoded.refusal {
+            let refused = encoded.refused;
+            eprintln!("note: {} {} left out: {reason}", plural(refused, "conversation"), are(refused));
+        }
+        if settings.append_eos && !model.config.is_encoder() && model.config.eos_token_ids.is_empty() {
+            eprintln!("note: the model's config.json names no end token, so no sample is ended with one");
+        }
+    }
 }
 
-/// A data set from a file.
-fn read(path: &Path) -> Result<Dataset> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(dataset::parse(&name, &bytes)?)
+/// The adapter to start from must have a head of as many outputs as the data asks for.
+fn same_classes(adapter: &ModelConfig, data: &ModelConfig) -> Result<()> {
+    let (Some(own), Some(wanted)) = (adapter.classifier(), data.classifier()) else { return Ok(()) };
+    let words = |head: &Classifier| match (head.regression, head.labels.is_empty()) {
+        (true, _) => "a value".to_owned(),
+        (false, true) => plural(head.outputs, "class"),
+        (false, false) => format!("{} ({})", plural(head.outputs, "class"), head.labels.join(", ")),
+    };
+    ensure!(
+        (own.outputs, own.regression) == (wanted.outputs, wanted.regression),
+        "the adapter to start from was trained for {}, and the data has {}: start from another one, or from none",
+        words(own),
+        words(wanted)
+    );
+    Ok(())
 }
+
+/// Of many classes the first are said.
+const MOST_CLASSES: usize = 20;
 
 /// A judgement as a line.
 fn in_words(done: u32, judgement: &Judgement) -> String {
-    let mut words = format!("after {done} steps: validation loss {:.4}", judgement.loss);
+    let mut words = format!(
+        "after {}: validation loss {:.4}",
+        plural(usize::try_from(done).unwrap_or(usize::MAX), "step"),
+        judgement.loss
+    );
     if let Some(classes) = &judgement.classification {
         words += &format!(", accuracy {:.2} %", 100.0 * classes.accuracy);
         words += &format!(", F1 {:.4}", classes.f1.unwrap_or(classes.f1_macro));
