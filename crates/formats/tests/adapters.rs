@@ -461,7 +461,7 @@ fn the_classes_names_stay_with_the_adapter_and_come_into_the_merged_config() {
     assert_eq!(merged["label2id"]["mood 1"], 1);
     for (labels, words) in [
         ("{}", "id2label"),
-        (r#"{"id2label": {"0": "one"}}"#, "it names 1 class"),
+        (r#"{"id2label": {"0": "one"}}"#, "it names 1"),
         (&json.replace("\"mood 1\"", "\"mood 0\""), "two classes are called"),
         (&json.replace("\"1\":", "\"9\":"), "no name for class 1"),
     ] {

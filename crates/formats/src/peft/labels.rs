@@ -53,7 +53,7 @@ pub(super) async fn named(files: &impl Files, mut model: ModelConfig) -> Result<
     let read: Labels = serde_json::from_slice(&json).map_err(|error| refused(error.to_string()))?;
     let found = read.id2label.len();
     if found != *outputs {
-        return Err(refused(format!("it names {found} classes, and the head has {outputs}")));
+        return Err(refused(format!("of the {outputs} classes that the head has it names {found}")));
     }
     let name = |at: usize| {
         let name = read.id2label.get(&at.to_string()).filter(|name| !name.trim().is_empty());
