@@ -257,9 +257,11 @@ impl Costs {
         let output = if recompute { 0 } else { self.output };
         let activations = of(kept).saturating_add(output).saturating_mul(samples);
         let working = open.of(from, to).saturating_mul(self.samples).saturating_add(self.buffers);
-        // After a step there are no activations, but the states: read back, as bytes, and as a message. Before the first
-        // there are neither, but what is being loaded. What is free then is used again.
-        let between = of(&self.state).saturating_mul(3).max(self.loading).saturating_sub(activations);
+        // After a step there are no activations, but the states: read back, as bytes, and as a message; the host sends
+        // none, and what it has already is among the ends. Before the first step there are neither, but what is being
+        // loaded. What is free then is used again.
+        let copies = if node == 0 { 1 } else { 3 };
+        let between = of(&self.state).saturating_mul(copies).max(self.loading).saturating_sub(activations);
         MemoryParts {
             frozen: of(&self.frozen),
             adapters: of(&self.adapters),
