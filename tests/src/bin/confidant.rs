@@ -96,6 +96,7 @@ async fn main() -> Result<()> {
         }
     }
     println!("\nWhat is said is off by {:.1} % at the most.", 100.0 * worst);
+    ensure!(worst <= 0.1, "the model of memory is off by more than a tenth");
     Ok(())
 }
 
