@@ -426,6 +426,7 @@ fn the_card_says_how_to_load_the_adapter_whatever_its_model_is_called() {
     let card = adapter.card(&model);
     let loads = format!("AutoModelForSequenceClassification.from_pretrained(base, num_labels={outputs})");
     assert!(card.contains(&loads) && !card.contains("baton generate"), "{card}");
+    assert!(card.contains("baton classify --model"), "{card}");
 }
 
 #[test]

@@ -52,10 +52,11 @@ impl Adapter {
         );
         let base = base.unwrap_or(UNKNOWN);
         let base = format!("'{}'", base.replace('\'', r"'\''"));
-        if !model.is_encoder() {
-            // Writing to a String cannot fail.
-            let _ = writeln!(card, "baton generate --model {base} --adapter adapter --prompt 'Once'");
-        }
+        // Writing to a String cannot fail.
+        let _ = match model.is_encoder() {
+            true => writeln!(card, "baton classify --model {base} --adapter adapter --text 'a text'"),
+            false => writeln!(card, "baton generate --model {base} --adapter adapter --prompt 'Once'"),
+        };
         let _ = writeln!(card, "baton merge {base} adapter --out merged             # a full model");
         if !model.is_encoder() {
             let _ = writeln!(
