@@ -11,7 +11,7 @@ use baton_engine::source::{Model, Prepared};
 use baton_formats::config::ALL_LINEAR;
 use baton_formats::dataset::ColumnChoice;
 use baton_formats::peft::{Adapter, CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, labels_json};
-use baton_formats::{Classifier, Dataset, ModelConfig, Projection, dataset};
+use baton_formats::{Classifier, Dataset, DatasetError, ModelConfig, Projection, dataset};
 use baton_protocol::Step;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::Start;
@@ -376,7 +376,12 @@ impl Train {
         } else {
             dataset::choose(&name, &bytes, &self.columns)?
         };
-        let data = dataset::parse_with(&name, &bytes, &mapping)?;
+        let data = match dataset::parse_with(&name, &bytes, &mapping) {
+            Err(error @ DatasetError::Record { .. }) => {
+                bail!("{error}: --columns prompt=…,completion=… or --columns text=… (train --help has all)")
+            }
+            data => data?,
+        };
         eprintln!("{name}: {}", mapping.in_words(model.config.is_encoder()));
         Ok(data)
     }

@@ -190,6 +190,11 @@ fn columns_of_any_name_are_trained_on_and_what_is_read_as_what_is_said() {
     assert!(words.contains("after 1 step:") && !words.contains("kept out"), "{words}");
     let words = fails(&[&base[..], &[&c, "--columns", "prompt=frage,completion=answer"]].concat());
     assert!(words.contains("no column \"answer\"") && words.contains("\"antwort\", \"nummer\""), "{words}");
+    let records = home.path().join("own.jsonl");
+    std::fs::write(&records, "{\"frage\": \"what is it\", \"antwort\": \"a ball\"}\n").unwrap();
+    let records = records.display().to_string();
+    let words = fails(&["train", "--model", &model, "--data", &records, "--out", &c]);
+    assert!(words.contains("[\"antwort\", \"frage\"]") && words.contains("--columns"), "{words}");
     let words = refuses(&[&base[..], &[&c, "--columns", "question=frage"]].concat());
     assert!(words.contains("messages, system"), "{words}");
 }

@@ -151,7 +151,7 @@ pub enum DatasetError {
     #[error(
         "{place} of {name} has the fields {fields:?}; a record must have either \"text\" (and a \"label\"), or \"prompt\" and \
          \"completion\", or \"instruction\" and \"output\", or \"messages\" (or \"conversations\"), or its columns must be \
-         named by hand (baton train: --columns prompt=…,completion=… or text=…)"
+         named by hand"
     )]
     Record {
         /// The file's name.
