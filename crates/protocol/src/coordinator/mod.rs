@@ -493,7 +493,8 @@ impl Coordinator {
         let Some(run) = &self.run else { return (None, None) };
         (
             run.plan.host_trains().then(|| run.plan.shape.host.clone()),
-            (!run.host_loaded).then_some(self.host_progress),
+            // Without devices nothing is loaded: the person may want to wait for them.
+            (!run.host_loaded && run.deserted.is_none()).then_some(self.host_progress),
         )
     }
 
