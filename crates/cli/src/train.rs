@@ -249,6 +249,7 @@ impl Train {
             manifest: Vec::new(),
             committed: Step(0),
             judged: false,
+            secret: 0,
             profile: None,
             states,
             head: engine.trains_head(),

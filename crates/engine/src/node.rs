@@ -31,6 +31,11 @@ pub trait Environment: Clone + 'static {
         Duration::ZERO
     }
 
+    /// A number that no other device can know, for a host to draw by; 0 where no host ever is.
+    fn secret(&self) -> u64 {
+        0
+    }
+
     /// Lets the environment deliver what has arrived, before a job keeps the thread busy.
     fn breathe(&self) -> impl Future<Output = ()>;
 

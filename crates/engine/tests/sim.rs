@@ -190,6 +190,7 @@ impl Model for Real {
             manifest: Vec::new(),
             committed: Step(0),
             judged: false,
+            secret: settings.seed,
             states: Vec::new(),
             profile: Some(model_profile(&self.source.config, settings).unwrap()),
             head: false,

@@ -94,8 +94,8 @@ pub struct BadProfile {
 /// Affine between the measured points; beyond them with the median of all pairs' slopes (Theil and Sen), so that one bad
 /// point does not tilt it. Never falling: points that say that more samples take less time are pooled (isotonic
 /// regression by pool adjacent violators), and of several measurements of the same size the median counts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Vec<(u32, f64)>", into = "Vec<(u32, f64)>")]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(into = "Vec<(u32, f64)>")]
 pub struct Curve {
     /// Samples and seconds, both rising.
     points: Vec<(u32, f64)>,
@@ -115,7 +115,7 @@ impl Curve {
             if samples == 0 {
                 return Err(bad("samples of a measured job", 0.0));
             }
-            if !(seconds.is_finite() && seconds >= 0.0) {
+            if !(0.0..=LONGEST).contains(&seconds) {
                 return Err(bad("seconds of a measured job", seconds));
             }
             by_size.entry(samples).or_default().push(seconds);
@@ -172,7 +172,9 @@ impl Curve {
             // At least the share that it would have if there were no overhead.
             (None, Some(first)) => {
                 let line = first.1 - self.slope * f64::from(first.0 - samples);
-                line.clamp(first.1 * f64::from(samples) / f64::from(first.0), first.1)
+                let share = first.1 * f64::from(samples) / f64::from(first.0);
+                // Rounding may have it a little above.
+                line.max(share).min(first.1)
             }
             (None, None) => 0.0,
         }
@@ -185,11 +187,37 @@ impl Curve {
     }
 }
 
-impl TryFrom<Vec<(u32, f64)>> for Curve {
-    type Error = BadProfile;
+/// The longest that a job may be said to take, in seconds: thirty years.
+const LONGEST: f64 = 1e9;
+/// So many points are read of a curve that comes from elsewhere: what is made of them grows with their square.
+const MOST_POINTS: usize = 64;
 
-    fn try_from(points: Vec<(u32, f64)>) -> Result<Self, BadProfile> {
-        Self::new(points)
+/// Reads points, and no more than [`MOST_POINTS`].
+struct Points;
+
+impl<'de> serde::de::Visitor<'de> for Points {
+    type Value = Vec<(u32, f64)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at most {MOST_POINTS} pairs of samples and seconds")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut points = Vec::new();
+        while let Some(point) = seq.next_element()? {
+            if points.len() == MOST_POINTS {
+                return Err(serde::de::Error::invalid_length(MOST_POINTS + 1, &self));
+            }
+            points.push(point);
+        }
+        Ok(points)
+    }
+}
+
+impl<'de> Deserialize<'de> for Curve {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let points = deserializer.deserialize_seq(Points)?;
+        Self::new(points).map_err(serde::de::Error::custom)
     }
 }
 
@@ -526,6 +554,14 @@ mod tests {
         }
         let bytes = postcard::to_stdvec(&vec![(1u32, f64::NAN)]).unwrap();
         assert!(postcard::from_bytes::<Curve>(&bytes).is_err());
+        for samples in 1..200 {
+            for time in [1e-9, 0.3, 1.0 / 3.0, 1e9] {
+                let one = Curve::new([(samples, time)]).unwrap();
+                assert!((1..400).all(|at| one.at(at).is_finite() && (at > samples || one.at(at) <= time)));
+            }
+        }
+        let many: Vec<(u32, f64)> = (1..=65).map(|samples| (samples, 1.0)).collect();
+        assert!(postcard::from_bytes::<Curve>(&postcard::to_stdvec(&many).unwrap()).is_err());
         let curve = Curve::new([(1, 1.0), (4, 2.0)]).unwrap();
         let bytes = postcard::to_stdvec(&curve).unwrap();
         assert_eq!(postcard::from_bytes::<Curve>(&bytes).unwrap(), curve);

@@ -23,6 +23,9 @@ pub const SILENCE: Duration = Duration::from_secs(30);
 /// Unfinished texts that a stage holds at most.
 pub(crate) const MAX_INFERS: usize = 16;
 
+/// Hidden states that a host may want to see at a time: those on both sides of a stage.
+const MOST_WISHES: usize = 4;
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -277,8 +280,8 @@ struct Working {
     infers: VecDeque<(u32, Boundary)>,
     flush: Flush,
     times: Times,
-    /// Hidden states that the host wants to see, when they pass.
-    witness: Option<(Step, MicroBatch, Side)>,
+    /// Hidden states that the host wants to see when they pass, the newest wishes last.
+    witness: VecDeque<(Step, MicroBatch, Side)>,
 }
 
 /// The end of a step.
@@ -301,7 +304,7 @@ impl Working {
             infers: VecDeque::new(),
             flush: Flush::Accumulating,
             times: Times::default(),
-            witness: None,
+            witness: VecDeque::new(),
         }
     }
 
@@ -337,7 +340,8 @@ impl Working {
 
     /// Whether the host wants to see these, and has not yet.
     fn witnesses(&mut self, step: Step, micro_batch: MicroBatch, side: Side) -> bool {
-        self.witness.take_if(|wanted| *wanted == (step, micro_batch, side)).is_some()
+        let wanted = self.witness.iter().position(|wanted| *wanted == (step, micro_batch, side));
+        wanted.and_then(|at| self.witness.remove(at)).is_some()
     }
 
     fn next_job(&mut self) -> Option<(Kind, Job)> {
@@ -618,7 +622,12 @@ impl Stage {
                     Some(tensor) => {
                         self.send_host(Message::Evidence { generation, step, micro_batch, side, tensor });
                     }
-                    None => working.witness = Some((step, micro_batch, side)),
+                    None => {
+                        working.witness.push_back((step, micro_batch, side));
+                        if working.witness.len() > MOST_WISHES {
+                            working.witness.pop_front();
+                        }
+                    }
                 }
             }
             Message::Apply { generation, step, lr, scale } => {

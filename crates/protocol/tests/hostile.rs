@@ -184,7 +184,7 @@ impl Hostile {
 
     /// A device as it may say that it is.
     fn profile(&mut self) -> DeviceProfile {
-        let time = *[0.0, 1e-3, 1.0, 1e300].choose(&mut self.rng).expect("not empty");
+        let time = *[0.0, 1e-3, 1.0, 1e9].choose(&mut self.rng).expect("not empty");
         let curve = Curve::new([(1, time), (2, time)]).expect("times");
         let update = if self.rng.random_ratio(1, 20) { self.float() } else { 0.0 };
         let memory = *[0, 1000, u64::MAX].choose(&mut self.rng).expect("not empty");
@@ -415,6 +415,7 @@ fn a_coordinator_survives_any_messages_and_keeps_little() {
                     manifest: Vec::new(),
                     committed: Step(hostile.rng.random_range(0..10)),
                     judged: hostile.rng.random(),
+                    secret: hostile.rng.random(),
                     profile: hostile.model(blocks),
                     states: hostile.states(),
                 }

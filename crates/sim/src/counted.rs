@@ -139,6 +139,7 @@ impl Model for Counted {
             profile: Some(even_profile(self.blocks)),
             committed: Step(0),
             judged: false,
+            secret: settings.seed,
             states: Vec::new(),
             head: false,
         }

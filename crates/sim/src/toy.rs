@@ -454,6 +454,7 @@ impl Model for ToyModel {
             profile: Some(even_profile(self.toy.blocks)),
             committed: Step(0),
             judged: false,
+            secret: settings.seed,
             states: Vec::new(),
             head: self.toy.head,
         }

@@ -190,8 +190,8 @@ fn a_slow_device_is_left_fewer_blocks_and_the_room_settles() {
         world.assert_equals_reference();
         let share =
             |id| blocks(&world).iter().find(|(owner, _)| *owner == id).map_or(0, |(_, own)| own.len());
-        assert!(share(peer(1)) <= 2 && share(peer(0)).abs_diff(share(peer(2))) <= 2, "{:?}", blocks(&world));
-        assert!(newest_plan(&world).0 <= 8, "it goes on moving: {:?}", newest_plan(&world));
+        assert!(share(peer(1)) <= 2 && share(peer(0)).abs_diff(share(peer(2))) <= 4, "{:?}", blocks(&world));
+        assert!(newest_plan(&world).0 <= 9, "it goes on moving: {:?}", newest_plan(&world));
         // As it became slow, and in the end.
         let (first, last) =
             (&world.committed[slow_from..][..4], &world.committed[world.committed.len() - 61..]);

@@ -229,6 +229,10 @@ impl Environment for WorkerEnvironment {
         Duration::from_secs(600)
     }
 
+    fn secret(&self) -> u64 {
+        memory::secret()
+    }
+
     /// A message to oneself comes back after the events that wait; a timer would take 4 ms when nested.
     async fn breathe(&self) {
         let Ok(channel) = web_sys::MessageChannel::new() else { return };

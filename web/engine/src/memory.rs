@@ -188,6 +188,19 @@ fn property(of: &JsValue, name: &str) -> JsValue {
     Reflect::get(of, &JsValue::from_str(name)).unwrap_or(JsValue::UNDEFINED)
 }
 
+/// A random number, if the browser gives one.
+pub fn secret() -> u64 {
+    let bytes = Uint8Array::new_with_length(8);
+    let crypto = property(&js_sys::global(), "crypto");
+    if let Ok(random) = property(&crypto, "getRandomValues").dyn_into::<Function>() {
+        // Without it the checks of other devices can be foretold; they are made all the same.
+        let _ = random.call1(&crypto, &bytes);
+    }
+    let mut number = [0; 8];
+    bytes.copy_to(&mut number);
+    u64::from_le_bytes(number)
+}
+
 /// Random bytes, or where there are none some that are as good to fill memory with.
 fn random() -> Uint8Array {
     let pattern = Uint8Array::new_with_length(PATTERN as u32);

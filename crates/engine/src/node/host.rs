@@ -936,6 +936,7 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
             manifest: bytes,
             profile,
             committed,
+            secret: self.environment.secret(),
             judged: self.judgements.last().is_some_and(|(done, _)| *done == committed.0),
             states,
             head,

@@ -1,7 +1,8 @@
 //! Spot checks: now and then the host computes a micro-batch of a stage again and compares.
 //!
-//! The stage itself is not asked: what it was given comes from who sent it, what it made of that from who received it. Only
-//! the forward pass is computed again, block by block, so that the host never holds more than one.
+//! What the stage was given comes from who sent it, what it made of that from who received it, and the stage must say the
+//! same of both: where two tell differently of what passed between them, one of them lies, and nobody is judged by it.
+//! Only the forward pass is computed again, block by block, so that the host never holds more than one.
 
 use super::state::Run;
 use super::{Coordinator, Job, Output};
@@ -28,6 +29,12 @@ pub(super) struct Audit {
     position: usize,
     input: Option<Boundary>,
     output: Option<Boundary>,
+    /// What the stage itself has yet to confirm.
+    unconfirmed: Vec<Side>,
+    /// What it said of both, until the others have spoken.
+    said: Vec<(Side, Boundary)>,
+    /// Somebody tells it otherwise.
+    disputed: bool,
     /// The stage's adapters as they were at the beginning of the step, once that is complete.
     states: Option<Vec<BlockBytes>>,
     /// The host computes, from then on.
@@ -35,6 +42,11 @@ pub(super) struct Audit {
 }
 
 impl Audit {
+    /// Whether all have spoken.
+    fn is_complete(&self) -> bool {
+        self.input.is_some() && self.output.is_some() && self.unconfirmed.is_empty()
+    }
+
     pub(super) fn is_of(&self, step: Step, micro_batch: MicroBatch) -> bool {
         (self.step, self.micro_batch) == (step, micro_batch)
     }
@@ -74,17 +86,34 @@ impl Coordinator {
         if run.audit.is_some() || stages == 0 || step < run.audits.next || now < run.audits.not_before {
             return;
         }
-        let number = drawn(run.start.settings.seed, step);
+        let number = drawn(run.start.secret, step);
         let micro_batches = u64::from(run.start.settings.micro_batches.max(1));
         let (position, micro_batch) = ((number % stages) as usize, (number / stages % micro_batches) as u16);
         let micro_batch = MicroBatch(micro_batch);
         run.audits.next = Step(step.0.saturating_add(EVERY));
-        run.audit =
-            Some(Audit { step, micro_batch, position, input: None, output: None, states: None, since: None });
         let owner = |position: Option<usize>| Some(run.plan.stages().get(position?)?.0);
-        let witnesses =
-            [(owner(position.checked_sub(1)), Side::Sent), (owner(Some(position + 1)), Side::Received)];
-        for (witness, side) in witnesses {
+        let (before, behind) = (owner(position.checked_sub(1)), owner(Some(position + 1)));
+        let own = owner(Some(position));
+        // What passes between the stage and the host, the host sees itself.
+        let asked = [
+            before.map(|before| [(Some(before), Side::Sent), (own, Side::Received)]),
+            behind.map(|behind| [(Some(behind), Side::Received), (own, Side::Sent)]),
+        ];
+        let asked: Vec<(Option<PeerId>, Side)> = asked.into_iter().flatten().flatten().collect();
+        let unconfirmed = asked.iter().filter(|(who, _)| *who == own).map(|(_, side)| *side).collect();
+        run.audit = Some(Audit {
+            step,
+            micro_batch,
+            position,
+            input: None,
+            output: None,
+            unconfirmed,
+            said: Vec::new(),
+            disputed: false,
+            states: None,
+            since: None,
+        });
+        for (witness, side) in asked {
             if let Some(witness) = witness {
                 self.send(witness, Message::Witness { generation, step, micro_batch, side });
             }
@@ -106,6 +135,13 @@ impl Coordinator {
         };
         let at =
             |position: Option<usize>| position.and_then(|at| run.plan.stages().get(at)).map(|(id, _)| *id);
+        if from.is_some() && at(Some(audit.position)) == from {
+            if let Some(place) = audit.unconfirmed.iter().position(|wanted| *wanted == side) {
+                audit.unconfirmed.swap_remove(place);
+                audit.said.push((side, tensor.clone()));
+            }
+            return;
+        }
         let (witness, place) = match side {
             Side::Sent => (at(audit.position.checked_sub(1)), &mut audit.input),
             Side::Received => (at(Some(audit.position + 1)), &mut audit.output),
@@ -117,7 +153,15 @@ impl Coordinator {
 
     /// What the host's engine computes again when nothing else waits.
     pub(super) fn check_job(run: &mut Run, now: Duration) -> Option<Job> {
-        let audit = run.audit.as_mut().filter(|audit| audit.since.is_none() && audit.output.is_some())?;
+        let audit = run.audit.as_mut().filter(|audit| audit.since.is_none() && audit.is_complete())?;
+        audit.disputed |= audit.said.drain(..).any(|(side, said)| match side {
+            Side::Received => audit.input.as_ref() != Some(&said),
+            Side::Sent => audit.output.as_ref() != Some(&said),
+        });
+        if audit.disputed {
+            run.audit = None;
+            return None;
+        }
         let blocks = run.plan.stages().get(audit.position)?.1.clone();
         let states = match audit.states.take() {
             Some(states) => states,
@@ -139,7 +183,7 @@ impl Coordinator {
         };
         match run.plan.shape.stages.get(audit.position) {
             // Witnesses that have not spoken until now missed it.
-            Some((_, blocks)) if audit.input.is_some() && audit.output.is_some() => {
+            Some((_, blocks)) if audit.is_complete() => {
                 let states = run.states.range(blocks.clone()).map(|(_, state)| state.clone());
                 audit.states = Some(states.collect());
             }

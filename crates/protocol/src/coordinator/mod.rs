@@ -117,6 +117,9 @@ pub struct Start {
     pub states: Vec<BlockBytes>,
     /// Bytes and relative work of the model's blocks, for the planner; without it every block is as any other.
     pub profile: Option<ModelProfile>,
+    /// Draws what is checked of the devices' work. They must not know it: one that could tell when it is looked at would
+    /// behave just then.
+    pub secret: u64,
     /// Whether the host trains a head of its own. Its state travels as that of the block after the last.
     pub head: bool,
 }
@@ -544,6 +547,10 @@ impl Coordinator {
             Message::Hello(_) if peer.device.is_some() && peer.has_greeted(now) => {}
             Message::Hello(device) => {
                 peer.device = Some(device.checked());
+                // What it was asked before it lost the host is forgotten there.
+                if matches!(peer.compute, Compute::Asked { .. }) {
+                    peer.compute = Compute::Unknown;
+                }
                 let state = match self.phase() {
                     RunPhase::Finished => RoomState::Finished,
                     RunPhase::Stopped | RunPhase::Failed(_) => RoomState::Stopped,
@@ -569,6 +576,7 @@ impl Coordinator {
                 (peer.progress, peer.stirred) = ((loaded, total), now);
                 self.outputs.push_back(Output::Changed);
             }
+            Message::Progress { .. } if matches!(peer.compute, Compute::Asked { .. }) => peer.stirred = now,
             Message::Ready { generation }
                 if generation == self.generation && peer.ready != Some(generation) =>
             {
@@ -681,6 +689,8 @@ impl Coordinator {
         for peer in self.peers.values_mut() {
             (peer.warm, peer.cannot_warm, peer.suspended) = (None, false, false);
         }
+        // What is left of the run before is not of this one.
+        self.generation = Generation(self.generation.0 + 1);
         self.run = Some(Run::new(start, self.generation, texts, self.now));
         match nonsense {
             Some(reason) => self.end(End::Failed(reason)),
@@ -705,7 +715,7 @@ impl Coordinator {
     fn end(&mut self, end: End) {
         let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
         let state = if end == End::Finished { RoomState::Finished } else { RoomState::Stopped };
-        run.end = Some(end);
+        (run.end, run.survey) = (Some(end), None);
         self.drop_doubt();
         self.broadcast(state);
     }

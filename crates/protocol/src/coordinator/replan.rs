@@ -141,7 +141,7 @@ impl Coordinator {
     }
 
     /// Who is there is not enough: the run stands still until a device comes, or a person goes on with the host alone.
-    fn wait_for_devices(&mut self, words: String) {
+    pub(super) fn wait_for_devices(&mut self, words: String) {
         let Some(run) = &mut self.run else { return };
         let alone = Shape { host: 0..run.start.blocks, stages: Vec::new() };
         run.deserted.get_or_insert(words);
@@ -153,9 +153,20 @@ impl Coordinator {
         let Some(run) = &self.run else { return };
         let wanted = !(run.infer_front.is_empty() && run.inferring.is_empty());
         if run.broken && wanted {
-            let alone = Shape { host: 0..run.start.blocks, stages: Vec::new() };
-            let shape = self.mended().unwrap_or(alone);
-            self.put(shape);
+            match self.mended() {
+                Ok(shape) => self.put(shape),
+                Err(_) => self.give_texts_up(),
+            }
+        }
+    }
+
+    /// Nobody is there who could go on with the texts.
+    pub(super) fn give_texts_up(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        let waiting =
+            std::mem::take(&mut run.infer_front).into_iter().chain(std::mem::take(&mut run.inferring));
+        for request in waiting {
+            self.outputs.push_back(Output::Inferred { request, done: true });
         }
     }
 
@@ -220,7 +231,10 @@ impl Coordinator {
 
     /// Tells a device which blocks to have ready, if it does not know yet.
     fn keep_ready(&mut self, id: PeerId) {
-        let Some(run) = self.run.as_ref().filter(|_| self.may_work(id)) else { return };
+        if self.peers.get(&id).is_none_or(|peer| peer.cannot_warm) || !self.may_work(id) {
+            return;
+        }
+        let Some(run) = &self.run else { return };
         let intended = run.intent.as_ref().filter(|intent| intent.waiting.contains(&id));
         let blocks = match intended.and_then(|intent| intent.shape.blocks_of(id)) {
             Some(blocks) => blocks.clone(),
@@ -234,7 +248,7 @@ impl Coordinator {
             },
         };
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.cannot_warm || peer.warm.as_ref().is_some_and(|warm| warm.blocks == blocks) {
+        if peer.warm.as_ref().is_some_and(|warm| warm.blocks == blocks) {
             return;
         }
         peer.warm = Some(Warm { blocks: blocks.clone(), done: false });

@@ -40,10 +40,13 @@ impl Coordinator {
         let model = run.start.profile.as_ref()?;
         let room = self.room(run, devices)?;
         let mut options = options(&run.start.settings);
-        if devices.is_empty() {
+        let mut found = plan(&room, model, &options);
+        if devices.is_empty() || matches!(found, Err(PlanError::Refused(_))) {
+            // What does not fit the others, the host takes, if it can.
             options.host_blocks = run.start.blocks;
+            found = plan(&room, model, &options);
         }
-        let found = match plan(&room, model, &options) {
+        let found = match found {
             Ok(found) => found,
             Err(PlanError::Refused(refusal)) => {
                 return Some(Err(sentence(&refusal.words(|node| self.name_of(node, devices)))));
@@ -246,7 +249,8 @@ fn options(settings: &Settings) -> Options {
             Precision::F16 => BoundaryPrecision::F16,
         }],
         recompute: if settings.recompute { Recompute::Always } else { Recompute::Never },
-        // The ends are enough for the host, which may be the weakest of all and has the text to prepare.
+        // The ends are enough for the host, which may be the weakest of all and has the text to prepare, as long as the
+        // others have the memory for the rest.
         host_blocks: 0,
         max_replicas: 1,
         commit_overlaps: true,

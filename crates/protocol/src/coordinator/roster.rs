@@ -1,6 +1,7 @@
 //! Who is in the room: who comes, goes, falls silent, is sent away, and who is to blame.
 
 use super::state::{Doubt, End, Peer};
+use super::survey::Probe;
 use super::{Coordinator, Output, short};
 use crate::ids::PeerId;
 use crate::link::Lane;
@@ -60,6 +61,11 @@ impl Coordinator {
         let reason = match presence {
             Presence::Present => {
                 peer.fresh = true;
+                // It may have come back another way.
+                if peer.probe.link().is_some() && !peer.is_busy_measuring() {
+                    peer.probe = Probe::Wanted;
+                }
+                self.probe();
                 return self.came();
             }
             Presence::Hidden => "its page is hidden or its screen locked",
@@ -222,6 +228,11 @@ impl Coordinator {
             peer.suspended = true;
         }
         self.mend();
+        if self.run.as_ref().is_some_and(|run| run.deserted.is_some()) {
+            // Nobody else has the memory for its part: it cannot be found out.
+            self.drop_doubt();
+            self.end(End::Failed(words));
+        }
     }
 
     /// Nobody will find out any more whether a device was to blame: it is not.

@@ -134,6 +134,11 @@ impl Peer {
         }
     }
 
+    /// Whether it measures itself: nothing else is done there meanwhile.
+    pub(super) fn is_busy_measuring(&self) -> bool {
+        matches!(self.compute, Compute::Asked { .. })
+    }
+
     /// Whether it can be spoken to and has said who it is.
     pub(super) fn is_connected(&self) -> bool {
         self.control && self.bulk && self.device.is_some()

@@ -61,8 +61,8 @@ impl Coordinator {
         let generation = run.plan.generation;
         if !run.host_loaded {
             // A run that waits for devices loads nothing meanwhile: the host may be too small for all of it.
-            let waits = run.end.is_some() || run.deserted.is_some();
-            if waits && run.infer_front.is_empty() {
+            let waits = run.deserted.is_some() && run.end.is_none();
+            if waits || (run.end.is_some() && run.infer_front.is_empty()) {
                 return;
             }
             let blocks = run.plan.shape.host.clone();

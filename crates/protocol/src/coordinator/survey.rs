@@ -2,7 +2,7 @@
 //! fetched, and both kept up to date by the run itself.
 
 use super::room::whole;
-use super::state::{Compute, End, Run, Survey};
+use super::state::{Compute, End, Run, Shape, Survey};
 use super::{Coordinator, Output};
 use crate::ids::PeerId;
 use crate::message::{Measure, Message, Times};
@@ -25,6 +25,8 @@ const AT_ONCE: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A device that has not measured itself by then is sent away.
 pub(super) const LONGEST: Duration = Duration::from_secs(90);
+/// A device that needs longer than this for a pass of a block, in seconds, is of no use to anybody.
+const SLOWEST: f64 = 3600.0;
 /// No pass of a block is as short as this, in seconds: what a device says below it is taken for it.
 const SHORTEST: f64 = 1e-6;
 
@@ -170,6 +172,7 @@ impl Coordinator {
         peer.probe.answered(now);
         if peer.probe.link().is_some() {
             self.outputs.push_back(Output::Changed);
+            self.measure_newcomers();
             self.probe();
         } else {
             self.ask(from);
@@ -179,15 +182,17 @@ impl Coordinator {
     /// Begins a run by having everybody measure themselves for it, if the planner is to know of it.
     pub(super) fn survey(&mut self) {
         let Some(run) = &self.run else { return };
-        let Some(most) = whole(run) else { return self.begin() };
+        let Some(most) = whole(run) else {
+            let designed = self.design();
+            return self.begin(designed);
+        };
         let (config, settings) = (run.start.config.clone(), run.start.settings.clone());
         let question = Measure { id: self.questions.wrapping_add(1), config, settings, most };
         if !self.question.as_ref().is_some_and(|old| old.is_like(&question)) {
             self.questions = question.id;
             (self.question, self.own_profile) = (Some(question), None);
         }
-        // A run that goes on has fitted its host before.
-        let host = self.own_profile.is_none() && run.committed.0 == 0;
+        let host = self.own_profile.is_none();
         if let Some(run) = &mut self.run {
             run.survey = Some(Survey { since: self.now, host });
         }
@@ -202,7 +207,9 @@ impl Coordinator {
         let since = self.now;
         for id in self.usable() {
             let Some(peer) = self.peers.get_mut(&id) else { continue };
-            if peer.compute.answers(question.id) || peer.compute.is_asked(question.id) {
+            // While it measures itself its link could not be timed.
+            let timed = peer.probe.link().is_some();
+            if !timed || peer.compute.answers(question.id) || peer.compute.is_asked(question.id) {
                 continue;
             }
             peer.compute = Compute::Asked { id: question.id, since };
@@ -215,7 +222,8 @@ impl Coordinator {
     pub(super) fn measured(&mut self, from: PeerId, id: u32, profile: Result<Box<DeviceProfile>, String>) {
         let samples = self.run.as_ref().map_or(1, |run| run.samples());
         let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.compute.is_asked(id)) else { return };
-        match profile.map(|profile| plausible(*profile, samples)) {
+        let most = self.question.as_ref().map_or(0, |question| question.most);
+        match profile.map(|profile| plausible(*profile, samples, most)) {
             Ok(Some(profile)) => {
                 peer.compute = Compute::Known { id, tracker: Tracker::new(profile) };
                 self.outputs.push_back(Output::Changed);
@@ -241,7 +249,8 @@ impl Coordinator {
         }
         let samples = self.run.as_ref().map_or(1, Run::samples);
         let HostProfile { device, front, head } = profile;
-        self.own_profile = plausible(device, samples).map(|device| HostProfile { device, front, head });
+        self.own_profile =
+            plausible(device, samples, u64::MAX).map(|device| HostProfile { device, front, head });
         if let Some(survey) = self.run.as_mut().and_then(|run| run.survey.as_mut()) {
             survey.host = false;
         }
@@ -256,22 +265,41 @@ impl Coordinator {
 
     /// Plans and begins when everybody has measured themselves, or when who has not is not waited for any more.
     pub(super) fn survey_if_complete(&mut self) {
-        let Some(survey) = self.run.as_ref().and_then(|run| run.survey.as_ref()) else { return };
-        let usable = self.usable();
+        let Some(run) = self.run.as_ref().filter(|run| run.is_live()) else { return };
+        let Some(survey) = &run.survey else { return };
+        let (host, since) = (survey.host, survey.since);
+        let asked = self.question.as_ref().map(|question| question.id);
+        let asked = |peer: &super::Peer| asked.is_some_and(|id| peer.compute.is_asked(id));
+        let (usable, soon) = (self.usable(), self.now < since + PATIENCE);
         let known = usable.iter().filter(|id| self.is_surveyed(**id)).count();
-        let waits = known < usable.len() && (known == 0 || self.now < survey.since + PATIENCE);
-        if survey.host || waits {
+        let measures = known < usable.len() || self.peers.values().any(asked);
+        let away = self.peers.values().any(|peer| peer.device.is_some() && !peer.is_usable());
+        if host || (measures && (known == 0 || soon)) || (known == 0 && away && soon) {
             return;
         }
+        match self.design() {
+            // Who still measures itself may be what it lacks.
+            Err(_) if measures => {}
+            Err(words) if away || run_goes_on(self.run.as_ref()) => {
+                self.over_with_the_survey();
+                self.wait_for_devices(words);
+            }
+            designed => {
+                self.over_with_the_survey();
+                self.begin(designed);
+            }
+        }
+    }
+
+    fn over_with_the_survey(&mut self) {
         if let Some(run) = &mut self.run {
             run.survey = None;
         }
-        self.begin();
     }
 
     /// The first plan of a run, or why there is none.
-    pub(super) fn begin(&mut self) {
-        match self.design() {
+    fn begin(&mut self, designed: Result<Shape, String>) {
+        match designed {
             Ok(shape) => {
                 self.put(shape);
                 if self.run.as_ref().is_some_and(|run| run.committed.0 >= run.start.settings.steps) {
@@ -293,8 +321,9 @@ impl Coordinator {
             let words = format!("it did not measure itself within {} seconds", LONGEST.as_secs());
             self.dismiss(id, "This device did not measure itself in time.", &words);
         }
-        self.survey_if_complete();
         self.probe();
+        self.measure_newcomers();
+        self.survey_if_complete();
     }
 
     /// What the passes of a step took a stage.
@@ -336,6 +365,11 @@ impl Coordinator {
     }
 }
 
+/// Whether a run was begun before, by a page that is gone.
+fn run_goes_on(run: Option<&Run>) -> bool {
+    run.is_some_and(|run| run.start.committed.0 > 0)
+}
+
 /// A profile of what a step took, for a device that did not measure itself.
 fn from_a_step(times: &Times, samples: u32, blocks: f64, recompute: bool) -> Option<DeviceProfile> {
     let median = |times: &[Duration]| {
@@ -352,14 +386,14 @@ fn from_a_step(times: &Times, samples: u32, blocks: f64, recompute: bool) -> Opt
         update: 0.0,
         slowness: 1.0,
     };
-    plausible(profile, samples)
+    plausible(profile, samples, u64::MAX)
 }
 
 /// What came from the network, if it can be: no time of a pass is none, or the device would be given everything and its
 /// own times in the run could not be compared with it.
-fn plausible(profile: DeviceProfile, samples: u32) -> Option<DeviceProfile> {
-    let update = profile.update;
-    if !(update.is_finite() && update >= 0.0) {
+fn plausible(profile: DeviceProfile, samples: u32, most: u64) -> Option<DeviceProfile> {
+    let times = [profile.update, profile.forward.at(samples), profile.backward.at(samples)];
+    if !times.iter().all(|time| (0.0..=SLOWEST).contains(time)) {
         return None;
     }
     let mended = |curve: Curve| {
@@ -370,6 +404,7 @@ fn plausible(profile: DeviceProfile, samples: u32) -> Option<DeviceProfile> {
         forward: mended(profile.forward)?,
         backward: mended(profile.backward)?,
         slowness: 1.0,
+        memory: profile.memory.min(most),
         ..profile
     })
 }

@@ -202,12 +202,14 @@ fn lost_on_the_way(
     let (Some((first, _)), Some((last, _))) = (stages.first(), stages.last()) else { return (None, None) };
     let count = |waiting: usize| u16::try_from(waiting).unwrap_or(u16::MAX);
     let arrived = run.open.next_head.0.saturating_add(count(run.open.head.len()));
-    if counts(last).forwards_out > arrived {
+    // A pass that is being computed counts as begun: one more than has arrived is nothing.
+    if counts(last).forwards_out > arrived.saturating_add(1) {
         return (Some(*last), None);
     }
     let (mut sent, mut behind) = (run.open.next_head.0, None);
     for (id, _) in stages.iter().rev() {
-        if counts(id).backwards_in < sent {
+        let being_computed = u16::from(behind.is_some());
+        if counts(id).backwards_in.saturating_add(being_computed) < sent {
             return match behind {
                 Some(behind) => (None, Some((*id, behind))),
                 None => (Some(*id), None),
@@ -216,5 +218,5 @@ fn lost_on_the_way(
         (sent, behind) = (counts(id).backwards_out, Some(*id));
     }
     let returned = run.open.front.taken().1.saturating_add(count(run.open.grads.len()));
-    ((counts(first).backwards_out > returned).then_some(*first), None)
+    ((counts(first).backwards_out > returned.saturating_add(1)).then_some(*first), None)
 }
