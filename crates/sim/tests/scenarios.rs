@@ -224,7 +224,7 @@ fn who_is_left_without_the_memory_waits_and_is_not_overloaded() {
 #[test]
 fn a_host_takes_the_blocks_that_the_others_have_no_memory_for() {
     let phones = "[[devices]]\nname = \"phone\"\ncount = 2\nmemory_mb = 300\ngflops = 20\n";
-    let outcome = room_of(900, phones).run(0).unwrap();
+    let outcome = room_of(700, phones).run(0).unwrap();
     assert_eq!(outcome.violation, None);
     let plan = outcome.plan.unwrap();
     let blocks: Vec<u16> = plan.stages.iter().flat_map(|(_, blocks)| blocks.clone()).collect();
@@ -235,6 +235,6 @@ fn a_host_takes_the_blocks_that_the_others_have_no_memory_for() {
             .trace
             .lives
             .values()
-            .all(|life| life.peak_memory < if life.name == "host" { 900e6 } else { 300e6 })
+            .all(|life| life.peak_memory < if life.name == "host" { 700e6 } else { 300e6 })
     );
 }
