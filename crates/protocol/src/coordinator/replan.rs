@@ -155,6 +155,8 @@ impl Coordinator {
         if run.broken && wanted {
             match self.mended() {
                 Ok(shape) => self.put(shape),
+                // Who is still measured may be able to.
+                Err(_) if self.usable().into_iter().any(|id| !self.may_work(id)) => {}
                 Err(_) => self.give_texts_up(),
             }
         }

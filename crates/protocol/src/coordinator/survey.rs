@@ -202,8 +202,9 @@ impl Coordinator {
 
     /// Has every device measure itself that has not for this run.
     pub(super) fn measure_newcomers(&mut self) {
-        let live = self.run.as_ref().is_some_and(|run| run.is_live() && run.start.profile.is_some());
-        let Some(question) = self.question.clone().filter(|_| live) else { return };
+        // After the run too: its model writes texts in the same room.
+        let planned = self.run.as_ref().is_some_and(|run| run.start.profile.is_some());
+        let Some(question) = self.question.clone().filter(|_| planned) else { return };
         let since = self.now;
         for id in self.usable() {
             let Some(peer) = self.peers.get_mut(&id) else { continue };
