@@ -69,18 +69,19 @@ impl Coordinator {
         Ok(shape)
     }
 
-    /// The devices in this order, each with so many blocks that the slowest stage is as fast as can be.
+    /// The devices in this order, each with so many blocks that the slowest stage is as fast as can be. Who would only hold
+    /// the others up has one block all the same, unless the run is much shorter without: its owner came to take part.
     fn in_order(&self, devices: &[PeerId], blocks: u16) -> Shape {
-        let split = match self.paces(devices) {
-            None => even_split(blocks, devices.len()),
-            Some(paces) => {
-                let paces: Vec<f64> = paces.iter().map(|[forward, backward]| forward + backward).collect();
-                split_by_pace(blocks, &paces)
-            }
+        let shape = |split: Vec<Range<u16>>| {
+            let host = if devices.is_empty() { 0..blocks } else { 0..0 };
+            let stages = devices.iter().copied().zip(split).filter(|(_, blocks)| !blocks.is_empty());
+            Shape { host, stages: stages.collect() }
         };
-        let host = if devices.is_empty() { 0..blocks } else { 0..0 };
-        let stages = devices.iter().copied().zip(split).filter(|(_, blocks)| !blocks.is_empty());
-        Shape { host, stages: stages.collect() }
+        let Some(paces) = self.paces(devices) else { return shape(even_split(blocks, devices.len())) };
+        let paces: Vec<f64> = paces.iter().map(|[forward, backward]| forward + backward).collect();
+        let of_all = shape(split_by_pace(blocks, &paces, 1));
+        let of_some = shape(split_by_pace(blocks, &paces, 0));
+        if self.is_much_faster(&of_some, &of_all) { of_some } else { of_all }
     }
 
     /// Whether a plan is worth another order of the devices, which moves most of the blocks, or leaving some of them out,
@@ -396,11 +397,13 @@ fn longest(shape: &Shape) -> f64 {
     most.max(shape.host.len()) as f64
 }
 
-/// Cuts blocks in stages of devices of these paces (seconds a block), so that the slowest stage is as fast as can be; a
-/// device that would only hold the others up gets none. Each block goes to the device that would be done with it first.
-fn split_by_pace(blocks: u16, paces: &[f64]) -> Vec<Range<u16>> {
-    let mut lens = vec![0_u16; paces.len()];
-    for _ in 0..blocks {
+/// Cuts blocks in stages of devices of these paces (seconds a block), so that the slowest stage is as fast as can be, and
+/// each device has at least so many if there are enough. Each block goes to the device that would be done with it first.
+fn split_by_pace(blocks: u16, paces: &[f64], least: u16) -> Vec<Range<u16>> {
+    let devices = u16::try_from(paces.len()).unwrap_or(u16::MAX);
+    let least = if devices.saturating_mul(least) <= blocks { least } else { 0 };
+    let mut lens = vec![least; paces.len()];
+    for _ in 0..blocks.saturating_sub(devices.saturating_mul(least)) {
         let done = |at: &usize| (f64::from(lens[*at]) + 1.0) * paces[*at];
         if let Some(first) = (0..paces.len()).min_by(|a, b| done(a).total_cmp(&done(b))) {
             lens[first] += 1;
