@@ -18,10 +18,10 @@ const WORTH: f64 = 0.9;
 /// ... and at least so many steps are left to be made with it.
 const STEPS_LEFT: u32 = 2;
 /// Another order of the same devices must be faster by this much.
-const REORDER: f64 = 0.8;
+pub(super) const REORDER: f64 = 0.8;
 /// A device that would do its part is left without one only if all that is left of the run is shorter by so many seconds
 /// without it: with a small model the way to another device takes longer than its work.
-const LEAVE_OUT: f64 = 60.0;
+pub(super) const LEAVE_OUT: f64 = 60.0;
 /// In a larger room the order of the devices is the one in which they came, and only their shares are chosen: the search
 /// would take seconds.
 const MOST_PLANNED: usize = 24;

@@ -4,6 +4,7 @@
 //! A device that was not measured yet is taken for one like the median of the others; where none was, all are alike.
 
 use super::Coordinator;
+use super::replan::{LEAVE_OUT, REORDER};
 use super::state::{Answer, Run, Shape};
 use crate::codec::Precision;
 use crate::ids::PeerId;
@@ -116,13 +117,21 @@ impl Coordinator {
         let is_new = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.fresh);
         let helps = wanted.stages.iter().any(|(id, _)| is_new(id));
         let at_once = helps || candidate.step <= FAR_OFF * current.step;
+        let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
+        let move_time = TURN + fetch_time(&room, &fetches(model, &from, &to), SOURCE);
+        if helps && wanted.stages.len() > now.stages.len() {
+            // Who came takes part, as from the start: unless the rest is over soon, or much shorter without.
+            let (rest, with) = (current.step * f64::from(steps_left), candidate.step * f64::from(steps_left));
+            let longer = with + move_time - rest;
+            return Some(rest > 2.0 * move_time && (longer < LEAVE_OUT || REORDER * with < rest));
+        }
         let (last, moves) = run.moved;
         let situation = Situation {
             current: current.step,
             candidate: candidate.step,
-            move_time: TURN + fetch_time(&room, &fetches(model, &from, &to), SOURCE),
+            move_time,
             lost: 0.0,
-            steps_left: run.start.settings.steps.saturating_sub(run.committed.0),
+            steps_left,
             steps_since: run.committed.0.saturating_sub(last.0),
             moves: if at_once { 0 } else { moves },
         };
