@@ -89,7 +89,8 @@ impl Probe {
         let Self::Asked(asked) = self else { return };
         let took = now.saturating_sub(asked.sent).as_secs_f64();
         // What the padding took on top of an empty message; clocks of browsers are coarse.
-        let rate = f64::from(PADDING) / (took - asked.link.round_trip).max(1e-4);
+        // An empty message that met a busy thread says little: no more than three quarters of the time are the way.
+        let rate = f64::from(PADDING) / (took - asked.link.round_trip).max(took / 4.0).max(1e-4);
         asked.sent = now;
         let best = match asked.padding {
             Padding::None => {
