@@ -205,17 +205,23 @@ impl Coordinator {
     pub(super) fn measure_newcomers(&mut self) {
         // After the run too: its model writes texts in the same room.
         let planned = self.run.as_ref().is_some_and(|run| run.start.profile.is_some());
-        let Some(question) = self.question.clone().filter(|_| planned) else { return };
-        let since = self.now;
-        for id in self.usable() {
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
-            // While it measures itself its link could not be timed.
-            let timed = peer.probe.link().is_some();
-            if !timed || peer.compute.answers(question.id) || peer.compute.is_asked(question.id) {
-                continue;
+        let Some(question) = self.question.as_ref().filter(|_| planned) else { return };
+        let (id, since) = (question.id, self.now);
+        // While it measures itself its link could not be timed.
+        let is_new = |peer: &super::Peer| {
+            peer.is_usable()
+                && peer.probe.link().is_some()
+                && !peer.compute.answers(id)
+                && !peer.compute.is_asked(id)
+        };
+        let newcomers: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| is_new(peer)).map(|(id, _)| *id).collect();
+        for newcomer in newcomers {
+            let Some(question) = self.question.clone() else { return };
+            if let Some(peer) = self.peers.get_mut(&newcomer) {
+                peer.compute = Compute::Asked { id, since };
             }
-            peer.compute = Compute::Asked { id: question.id, since };
-            self.send(id, Message::Measure(Box::new(question.clone())));
+            self.send(newcomer, Message::Measure(Box::new(question)));
             self.outputs.push_back(Output::Changed);
         }
     }
@@ -363,7 +369,8 @@ impl Coordinator {
     /// What the host has to measure itself on before anything else.
     pub(super) fn own_measure(&self) -> Option<Measure> {
         let run = self.run.as_ref().filter(|run| run.is_live())?;
-        self.question.clone().filter(|_| run.survey.as_ref().is_some_and(|survey| survey.host))
+        let wanted = run.survey.as_ref().is_some_and(|survey| survey.host);
+        self.question.as_ref().filter(|_| wanted).cloned()
     }
 }
 
