@@ -22,6 +22,7 @@
 //! | [`Hysteresis::worth_moving`] | [`Situation`] | [`Verdict`] |
 //! | [`Tracker::observe`], [`Tracker::profile`] | the times of jobs | [`Change`], the profile as it is now |
 
+mod bounded;
 mod costs;
 mod plan;
 mod profile;
@@ -31,6 +32,7 @@ mod search;
 mod timeline;
 mod track;
 
+pub use bounded::at_most;
 pub use plan::{Load, MemoryParts, Partition, Plan, PlanError, Prediction, StagePlan, plan, predict};
 pub use profile::{
     BadProfile, BlockProfile, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, Growth,

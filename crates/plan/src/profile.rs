@@ -1,5 +1,6 @@
 //! What is measured of a room: devices, links, and the model in bytes and relative work.
 
+use crate::bounded::at_most;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -192,31 +193,9 @@ const LONGEST: f64 = 1e9;
 /// So many points are read of a curve that comes from elsewhere: what is made of them grows with their square.
 const MOST_POINTS: usize = 64;
 
-/// Reads points, and no more than [`MOST_POINTS`].
-struct Points;
-
-impl<'de> serde::de::Visitor<'de> for Points {
-    type Value = Vec<(u32, f64)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at most {MOST_POINTS} pairs of samples and seconds")
-    }
-
-    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut points = Vec::new();
-        while let Some(point) = seq.next_element()? {
-            if points.len() == MOST_POINTS {
-                return Err(serde::de::Error::invalid_length(MOST_POINTS + 1, &self));
-            }
-            points.push(point);
-        }
-        Ok(points)
-    }
-}
-
 impl<'de> Deserialize<'de> for Curve {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let points = deserializer.deserialize_seq(Points)?;
+        let points: Vec<(u32, f64)> = at_most::<_, _, MOST_POINTS>(deserializer)?;
         Self::new(points).map_err(serde::de::Error::custom)
     }
 }

@@ -261,37 +261,15 @@ pub enum Fault {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// Forward passes.
-    #[serde(deserialize_with = "passes")]
+    #[serde(deserialize_with = "baton_plan::at_most::<_, _, MOST_PASSES>")]
     pub forward: Vec<Duration>,
     /// Backward passes.
-    #[serde(deserialize_with = "passes")]
+    #[serde(deserialize_with = "baton_plan::at_most::<_, _, MOST_PASSES>")]
     pub backward: Vec<Duration>,
 }
 
-/// Reads one time for each micro-batch that a step can have, and no more.
-fn passes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
-    struct Passes;
-    const MOST: usize = u16::MAX as usize;
-    impl<'de> serde::de::Visitor<'de> for Passes {
-        type Value = Vec<Duration>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "a time for each micro-batch")
-        }
-
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut times = Vec::new();
-            while let Some(time) = seq.next_element()? {
-                if times.len() == MOST {
-                    return Err(serde::de::Error::invalid_length(MOST + 1, &self));
-                }
-                times.push(time);
-            }
-            Ok(times)
-        }
-    }
-    deserializer.deserialize_seq(Passes)
-}
+/// As many micro-batches as a step can have.
+const MOST_PASSES: usize = u16::MAX as usize;
 
 /// How far a stage is within its open step, in micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

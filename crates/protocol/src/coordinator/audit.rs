@@ -33,8 +33,6 @@ pub(super) struct Audit {
     unconfirmed: Vec<Side>,
     /// What it said of both, until the others have spoken.
     said: Vec<(Side, Boundary)>,
-    /// Somebody tells it otherwise.
-    disputed: bool,
     /// The stage's adapters as they were at the beginning of the step, once that is complete.
     states: Option<Vec<BlockBytes>>,
     /// The host computes, from then on.
@@ -109,7 +107,6 @@ impl Coordinator {
             output: None,
             unconfirmed,
             said: Vec::new(),
-            disputed: false,
             states: None,
             since: None,
         });
@@ -154,11 +151,11 @@ impl Coordinator {
     /// What the host's engine computes again when nothing else waits.
     pub(super) fn check_job(run: &mut Run, now: Duration) -> Option<Job> {
         let audit = run.audit.as_mut().filter(|audit| audit.since.is_none() && audit.is_complete())?;
-        audit.disputed |= audit.said.drain(..).any(|(side, said)| match side {
+        let disputed = audit.said.drain(..).any(|(side, said)| match side {
             Side::Received => audit.input.as_ref() != Some(&said),
             Side::Sent => audit.output.as_ref() != Some(&said),
         });
-        if audit.disputed {
+        if disputed {
             run.audit = None;
             return None;
         }

@@ -481,7 +481,7 @@ impl Coordinator {
                     .as_ref()
                     .filter(|warm| warm.done && blocks.is_none())
                     .map(|w| w.blocks.clone()),
-                measuring: matches!(peer.compute, Compute::Asked { .. }),
+                measuring: peer.is_measuring(),
                 pace: profile.as_ref().map(|p| p.forward.at(samples) + p.backward.at(samples)),
                 memory: profile.map(|profile| profile.memory).filter(|memory| *memory < u64::MAX),
                 link: peer.probe.link(),
@@ -548,7 +548,7 @@ impl Coordinator {
             Message::Hello(device) => {
                 peer.device = Some(device.checked());
                 // What it was asked before it lost the host is forgotten there.
-                if matches!(peer.compute, Compute::Asked { .. }) {
+                if peer.is_measuring() {
                     peer.compute = Compute::Unknown;
                 }
                 let state = match self.phase() {
@@ -576,7 +576,7 @@ impl Coordinator {
                 (peer.progress, peer.stirred) = ((loaded, total), now);
                 self.outputs.push_back(Output::Changed);
             }
-            Message::Progress { .. } if matches!(peer.compute, Compute::Asked { .. }) => peer.stirred = now,
+            Message::Progress { .. } if peer.is_measuring() => peer.stirred = now,
             Message::Ready { generation }
                 if generation == self.generation && peer.ready != Some(generation) =>
             {

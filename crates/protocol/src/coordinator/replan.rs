@@ -73,10 +73,12 @@ impl Coordinator {
     /// the others up has one block all the same, unless the run is much shorter without: its owner came to take part.
     fn in_order(&self, devices: &[PeerId], blocks: u16) -> Shape {
         let shape = |split: Vec<Range<u16>>| {
-            let host = if devices.is_empty() { 0..blocks } else { 0..0 };
             let stages = devices.iter().copied().zip(split).filter(|(_, blocks)| !blocks.is_empty());
-            Shape { host, stages: stages.collect() }
+            Shape { host: 0..0, stages: stages.collect() }
         };
+        if devices.is_empty() {
+            return Shape::alone(blocks);
+        }
         let Some(paces) = self.paces(devices) else { return shape(even_split(blocks, devices.len())) };
         let paces: Vec<f64> = paces.iter().map(|[forward, backward]| forward + backward).collect();
         let of_all = shape(split_by_pace(blocks, &paces, 1));
@@ -88,8 +90,7 @@ impl Coordinator {
     /// whose owners came to take part.
     fn is_much_faster(&self, new: &Shape, old: &Shape) -> bool {
         let (Some(faster), Some(slower)) = (self.prediction(new), self.prediction(old)) else { return false };
-        let left =
-            self.run.as_ref().map_or(0, |run| run.start.settings.steps.saturating_sub(run.committed.0));
+        let left = self.run.as_ref().map_or(0, Run::steps_left);
         let saved = (slower.step - faster.step) * f64::from(left);
         let leaves_out = new.stages.len() < old.stages.len();
         !slower.fits() || (faster.step < REORDER * slower.step && (!leaves_out || saved >= LEAVE_OUT))
@@ -144,7 +145,7 @@ impl Coordinator {
     /// Who is there is not enough: the run stands still until a device comes, or a person goes on with the host alone.
     pub(super) fn wait_for_devices(&mut self, words: String) {
         let Some(run) = &mut self.run else { return };
-        let alone = Shape { host: 0..run.start.blocks, stages: Vec::new() };
+        let alone = Shape::alone(run.start.blocks);
         run.deserted.get_or_insert(words);
         self.put(alone);
         self.broadcast(RoomState::Paused);
@@ -216,8 +217,7 @@ impl Coordinator {
             return pays;
         }
         // A host that trains alone is relieved by whoever comes.
-        let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
-        steps_left > STEPS_LEFT && (now.stages.is_empty() || longest(wanted) < WORTH * longest(now))
+        run.steps_left() > STEPS_LEFT && (now.stages.is_empty() || longest(wanted) < WORTH * longest(now))
     }
 
     /// Decides on a plan to come.

@@ -117,7 +117,7 @@ impl Coordinator {
         let is_new = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.fresh);
         let helps = wanted.stages.iter().any(|(id, _)| is_new(id));
         let at_once = helps || candidate.step <= FAR_OFF * current.step;
-        let steps_left = run.start.settings.steps.saturating_sub(run.committed.0);
+        let steps_left = run.steps_left();
         let move_time = TURN + fetch_time(&room, &fetches(model, &from, &to), SOURCE);
         if helps && wanted.stages.len() > now.stages.len() {
             // Who came takes part, as from the start: unless the rest is over soon, or much shorter without.

@@ -62,7 +62,7 @@ impl Coordinator {
             Presence::Present => {
                 peer.fresh = true;
                 // It may have come back another way.
-                if peer.probe.link().is_some() && !peer.is_busy_measuring() {
+                if peer.probe.link().is_some() && !peer.is_measuring() {
                     peer.probe = Probe::Wanted;
                 }
                 self.probe();

@@ -135,7 +135,7 @@ impl Peer {
     }
 
     /// Whether it measures itself: nothing else is done there meanwhile.
-    pub(super) fn is_busy_measuring(&self) -> bool {
+    pub(super) fn is_measuring(&self) -> bool {
         matches!(self.compute, Compute::Asked { .. })
     }
 
@@ -188,6 +188,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// The host runs all blocks itself.
+    pub(super) fn alone(blocks: u16) -> Self {
+        Self { host: 0..blocks, stages: Vec::new() }
+    }
+
     pub(super) fn position(&self, peer: PeerId) -> Option<usize> {
         self.stages.iter().position(|(owner, _)| *owner == peer)
     }
@@ -323,7 +328,7 @@ impl Run {
     pub(super) fn new(start: Start, generation: Generation, texts: VecDeque<u32>, now: Duration) -> Self {
         let audits = Audits::after(start.committed);
         let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
-        let shape = Shape { host: 0..start.blocks, stages: Vec::new() };
+        let shape = Shape::alone(start.blocks);
         let plan = Plan { generation, shape, head: start.head };
         Self {
             drive: Drive::Held,
@@ -380,6 +385,11 @@ impl Run {
     pub(super) fn samples(&self) -> u32 {
         let settings = &self.start.settings;
         settings.batch_size.div_ceil(u32::from(settings.micro_batches).max(1)).max(1)
+    }
+
+    /// Steps that are not complete yet.
+    pub(super) fn steps_left(&self) -> u32 {
+        self.start.settings.steps.saturating_sub(self.committed.0)
     }
 
     /// Whether it makes steps, or will again.

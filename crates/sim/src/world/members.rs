@@ -292,18 +292,16 @@ impl<M: Model> World<M> {
     }
 
     fn host_profile(&self, device: DeviceProfile) -> Option<HostProfile> {
-        let curve = |flop: f64| match self.room.pace {
-            Pace::Modelled(_) => {
-                let spec = &self.host_body.spec;
-                Curve::affine(spec.overhead.as_secs_f64(), flop / spec.flops).ok()
-            }
-            Pace::Random | Pace::Equal(_) => Curve::new([(1, 0.0)]).ok(),
-        };
+        let spec = &self.host_body.spec;
+        let curve = |flop: f64| Curve::affine(spec.overhead.as_secs_f64(), flop / spec.flops).ok();
         let (front, head) = match self.room.pace {
-            Pace::Modelled(costs) => (costs.front, costs.head),
-            Pace::Random | Pace::Equal(_) => (0.0, 0.0),
+            Pace::Modelled(costs) => (curve(costs.front)?, curve(costs.head)?),
+            Pace::Random | Pace::Equal(_) => {
+                let nothing = Curve::new([(1, 0.0)]).ok()?;
+                (nothing.clone(), nothing)
+            }
         };
-        Some(HostProfile { device, front: curve(front)?, head: curve(head)? })
+        Some(HostProfile { device, front, head })
     }
 
     pub(super) fn body(&mut self, who: PeerId) -> Option<&mut Body> {
