@@ -8,6 +8,7 @@ mod join;
 mod memory;
 mod merge;
 mod report;
+mod shape;
 mod simulate;
 mod train;
 mod words;

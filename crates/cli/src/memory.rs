@@ -1,10 +1,10 @@
 //! `baton memory`: what every device of a room would hold, from the planner's model of memory; nothing is downloaded.
 
+use crate::shape::RunShape;
 use anyhow::{Context, Result};
 use baton_engine::profile::{HOST_PROGRAM, STAGE_PROGRAM, model_profile};
 use baton_engine::source::CONFIG_FILE;
 use baton_formats::ModelConfig;
-use baton_formats::config::ALL_LINEAR;
 use baton_plan::{
     BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, LinkProfile, Load, Node, Options,
     Partition, PeerProfile, Recompute, Room, StagePlan, Storage, even_split, predict,
@@ -61,21 +61,8 @@ pub(crate) struct Memory {
     /// How frozen weights are kept: f32, bf16, int8 or nf4
     #[arg(long, default_value = "f32")]
     backbone: String,
-    /// Samples a step
-    #[arg(long, default_value_t = Settings::default().batch_size)]
-    batch_size: u32,
-    /// Slices of a step's batch
-    #[arg(long, default_value_t = Settings::default().micro_batches)]
-    micro_batches: u16,
-    /// Tokens of a sample
-    #[arg(long, default_value_t = Settings::default().seq_len)]
-    seq_len: u32,
-    /// Rank of the adapters
-    #[arg(long, default_value_t = Settings::default().lora_rank)]
-    lora_rank: u16,
-    /// Projections that get an adapter, separated by commas; all-linear is all of them
-    #[arg(long, value_delimiter = ',', default_value = ALL_LINEAR)]
-    targets: Vec<String>,
+    #[command(flatten)]
+    shape: RunShape,
     /// Keep the blocks' inputs alone, and compute the rest again in backward
     #[arg(long)]
     recompute: bool,
@@ -121,15 +108,9 @@ struct Share {
 impl Memory {
     pub(crate) fn run(self) -> Result<()> {
         let settings = Settings {
-            batch_size: self.batch_size,
-            micro_batches: self.micro_batches,
-            seq_len: self.seq_len,
-            lora_rank: self.lora_rank,
-            targets: self.targets.clone(),
             recompute: self.recompute,
-            backbone: serde_json::from_value(serde_json::json!(self.backbone))
-                .with_context(|| format!("{:?} is none of f32, bf16, int8 and nf4", self.backbone))?,
-            ..Settings::default()
+            backbone: self.backbone.parse().map_err(anyhow::Error::msg)?,
+            ..self.shape.settings()
         };
         settings.validate()?;
         let named = match &*self.models {

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/words.rs"]
+mod words;
 
 use baton_engine::source::{AnyFiles, Model};
 use baton_formats::config::ALL_LINEAR;
@@ -56,15 +58,7 @@ fn files(family: &str) -> MemoryFiles {
             files.insert(name, std::fs::read(entry.path()).unwrap());
         }
     }
-    // The first few ids are the models' own special tokens.
-    let vocab: Vec<String> = (0..).zip(WORDS).map(|(id, word)| format!("\"{word}\":{}", id + 8)).collect();
-    let tokenizer = format!(
-        "{{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[],\"normalizer\":null,\
-         \"pre_tokenizer\":{{\"type\":\"Whitespace\"}},\"post_processor\":null,\"decoder\":null,\
-         \"model\":{{\"type\":\"WordLevel\",\"vocab\":{{\"[UNK]\":7,{}}},\"unk_token\":\"[UNK]\"}}}}",
-        vocab.join(",")
-    );
-    files.insert("tokenizer.json", tokenizer);
+    files.insert("tokenizer.json", words::tokenizer(&WORDS));
     files
 }
 

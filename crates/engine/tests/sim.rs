@@ -3,10 +3,14 @@
 #![cfg(not(target_arch = "wasm32"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/clock.rs"]
+mod clock;
+#[path = "common/words.rs"]
+mod words;
+
 use baton_engine::EngineError;
 use baton_engine::adapter;
 use baton_engine::host;
-use baton_engine::node::Environment;
 use baton_engine::profile::model_profile;
 use baton_engine::source::{AnyFiles, Model as Source, Prepared};
 use baton_engine::stage;
@@ -21,8 +25,8 @@ use baton_sim::campaign::plan_faults;
 use baton_sim::{
     DeviceSpec, HostEngine, JobError, Model, Network, Pace, Room, StageEngine, Text, Violation, World,
 };
+use clock::AtOnce;
 use futures::executor::block_on;
-use std::cell::Cell;
 use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
@@ -60,36 +64,12 @@ fn files() -> MemoryFiles {
     for name in ["config.json", "model.safetensors"] {
         files.insert(name, std::fs::read(folder.join(name)).unwrap());
     }
-    let vocab: Vec<String> = (0..).zip(WORDS).map(|(id, word)| format!("\"{word}\":{}", id + 8)).collect();
-    let tokenizer = format!(
-        "{{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[],\"normalizer\":null,\
-         \"pre_tokenizer\":{{\"type\":\"Whitespace\"}},\"post_processor\":null,\"decoder\":null,\
-         \"model\":{{\"type\":\"WordLevel\",\"vocab\":{{\"[UNK]\":7,{}}},\"unk_token\":\"[UNK]\"}}}}",
-        vocab.join(",")
-    );
-    files.insert("tokenizer.json", tokenizer);
+    files.insert("tokenizer.json", words::tokenizer(&WORDS));
     files
 }
 
 fn job_error(error: &EngineError) -> JobError {
     JobError::Failed { reason: error.to_string(), failure: error.failure() }
-}
-
-/// Whoever looks at the clock finds it a second later, so that every device is as fast as every other.
-#[derive(Clone, Default)]
-struct AtOnce(Rc<Cell<u64>>);
-
-impl Environment for AtOnce {
-    fn now(&self) -> Duration {
-        self.0.set(self.0.get() + 1);
-        Duration::from_secs(self.0.get())
-    }
-
-    async fn breathe(&self) {}
-
-    async fn memory(&self, most: u64, _held: u64) -> u64 {
-        most
-    }
 }
 
 struct RealStage {

@@ -3,9 +3,8 @@
 mod facts;
 mod words;
 
+use crate::shape::RunShape;
 use anyhow::{Context, Result, bail};
-use baton_formats::config::ALL_LINEAR;
-use baton_protocol::run::Settings;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use std::io::Write;
@@ -23,35 +22,15 @@ pub(crate) struct Inspect {
     /// Numbers of phones to spread the model over, separated by commas
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4], value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     phones: Vec<usize>,
-    /// Samples a step, for the estimate
-    #[arg(long, default_value_t = Settings::default().batch_size)]
-    batch_size: u32,
-    /// Slices of a step's batch, for the estimate
-    #[arg(long, default_value_t = Settings::default().micro_batches)]
-    micro_batches: u16,
-    /// Tokens of a sample, for the estimate
-    #[arg(long, default_value_t = Settings::default().seq_len)]
-    seq_len: u32,
-    /// Rank of the adapters, for the estimate
-    #[arg(long, default_value_t = Settings::default().lora_rank)]
-    lora_rank: u16,
-    /// Projections that get an adapter, separated by commas; all-linear is all of them
-    #[arg(long, value_delimiter = ',', default_value = ALL_LINEAR)]
-    targets: Vec<String>,
+    #[command(flatten)]
+    shape: RunShape,
 }
 
 impl Inspect {
     /// Prints what is known, whatever is wrong with the model; fails if it cannot be used.
     pub(crate) async fn run(self) -> Result<()> {
         let files = crate::open_files(&self.model)?;
-        let settings = Settings {
-            batch_size: self.batch_size,
-            micro_batches: self.micro_batches,
-            seq_len: self.seq_len,
-            lora_rank: self.lora_rank,
-            targets: self.targets,
-            ..Settings::default()
-        };
+        let settings = self.shape.settings();
         settings.validate()?;
         let facts = facts::read(&files, &self.model, self.tensors, &settings, &self.phones).await;
         let facts = facts.with_context(|| crate::unusable(&self.model))?;

@@ -1,12 +1,13 @@
 //! A room in one process: a host and stages on threads of execution of their own, joined by channels in memory.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod clock;
+
 use baton_engine::cache::AnyCache;
 use baton_engine::evaluate::Judgement;
 use baton_engine::kept::RunStore;
 use baton_engine::node::{
-    Environment, HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue,
-    run_host, run_stage,
+    HostCommand, HostEvent, Input, Inputs, ModelChoice, StageCommand, StageEvent, queue, run_host, run_stage,
 };
 use baton_engine::source::AnyFiles;
 use baton_formats::{MemoryCache, MemoryFiles};
@@ -16,31 +17,14 @@ use baton_protocol::link::Lane;
 use baton_protocol::message::Device;
 use baton_protocol::run::{ModelSource, Settings};
 use baton_transport::memory::{Arrived, MemoryChannel};
+use clock::AtOnce;
 use futures::FutureExt;
 use futures::executor::LocalPool;
 use futures::future::{AbortHandle, Abortable};
 use futures::task::LocalSpawnExt;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io::Read;
 use std::rc::Rc;
-use std::time::Duration;
-
-/// Everything here happens at once, and whoever looks at the clock finds it a second later.
-#[derive(Clone, Default)]
-struct AtOnce(Rc<Cell<u64>>);
-
-impl Environment for AtOnce {
-    fn now(&self) -> Duration {
-        self.0.set(self.0.get() + 1);
-        Duration::from_secs(self.0.get())
-    }
-
-    async fn breathe(&self) {}
-
-    async fn memory(&self, most: u64, _held: u64) -> u64 {
-        most
-    }
-}
 
 /// What a run left.
 #[derive(Debug, Default)]
