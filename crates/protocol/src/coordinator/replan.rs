@@ -398,12 +398,17 @@ fn longest(shape: &Shape) -> f64 {
 }
 
 /// Cuts blocks in stages of devices of these paces (seconds a block), so that the slowest stage is as fast as can be, and
-/// each device has at least so many if there are enough. Each block goes to the device that would be done with it first.
+/// each device has at least so many; if there are not enough, the fastest devices. Each block goes to the device that would be
+/// done with it first.
 fn split_by_pace(blocks: u16, paces: &[f64], least: u16) -> Vec<Range<u16>> {
-    let devices = u16::try_from(paces.len()).unwrap_or(u16::MAX);
-    let least = if devices.saturating_mul(least) <= blocks { least } else { 0 };
-    let mut lens = vec![least; paces.len()];
-    for _ in 0..blocks.saturating_sub(devices.saturating_mul(least)) {
+    let mut lens = vec![0; paces.len()];
+    let mut fastest: Vec<usize> = (0..paces.len()).collect();
+    fastest.sort_by(|a, b| paces[*a].total_cmp(&paces[*b]));
+    let enough = blocks.checked_div(least).map_or(0, usize::from);
+    for device in fastest.into_iter().take(enough) {
+        lens[device] = least;
+    }
+    for _ in 0..blocks.saturating_sub(lens.iter().sum()) {
         let done = |at: &usize| (f64::from(lens[*at]) + 1.0) * paces[*at];
         if let Some(first) = (0..paces.len()).min_by(|a, b| done(a).total_cmp(&done(b))) {
             lens[first] += 1;
