@@ -42,6 +42,8 @@ async fn a_tab_that_loads_its_blocks_holds_less_than_a_tensor_beside_them() -> R
         ("steps", "1"),
         ("batch_size", "2"),
         ("micro_batches", "2"),
+        // Every block is a stage's: of those that this test watches.
+        ("host_blocks", "false"),
         ("seq_len", "16"),
         ("warmup_steps", "0"),
         ("validation", "0"),

@@ -3,7 +3,7 @@
 use crate::format;
 use baton_protocol::{
     codec::Precision,
-    run::{Backbone, LrSchedule, Settings, SettingsError},
+    run::{Backbone, Freedom, LrSchedule, Settings, SettingsError},
 };
 use baton_web_api::TargetInfo;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ const MAX_SEED: u64 = (1 << 53) - 1;
 pub(crate) struct Form {
     pub(crate) steps: String,
     pub(crate) batch_size: String,
+    /// Empty: the planner chooses.
     pub(crate) micro_batches: String,
     pub(crate) seq_len: String,
     pub(crate) lora_rank: String,
@@ -35,7 +36,10 @@ pub(crate) struct Form {
     pub(crate) append_eos: bool,
     pub(crate) packing: bool,
     pub(crate) boundary: String,
-    pub(crate) recompute: bool,
+    /// Whether they are computed again in backward: "auto", "always" or "never".
+    pub(crate) activations: String,
+    /// Whether this device has blocks of its own where that is faster.
+    pub(crate) host_blocks: bool,
     pub(crate) backbone: String,
     pub(crate) validation: String,
     pub(crate) evaluate_every: String,
@@ -48,7 +52,7 @@ impl Default for Form {
         Self {
             steps: s.steps.to_string(),
             batch_size: s.batch_size.to_string(),
-            micro_batches: s.micro_batches.to_string(),
+            micro_batches: String::new(),
             seq_len: s.seq_len.to_string(),
             lora_rank: s.lora_rank.to_string(),
             lora_alpha: s.lora_alpha.to_string(),
@@ -68,7 +72,8 @@ impl Default for Form {
             append_eos: s.append_eos,
             packing: s.packing,
             boundary: if s.boundary == Precision::F32 { "f32" } else { "f16" }.into(),
-            recompute: s.recompute,
+            activations: "auto".into(),
+            host_blocks: true,
             backbone: s.backbone.name().into(),
             validation: s.validation.to_string(),
             evaluate_every: s.evaluate_every.to_string(),
@@ -156,12 +161,7 @@ impl Form {
                 "a whole number from 1 to 4096",
                 &self.batch_size,
             )?,
-            micro_batches: read(
-                "set-micro_batches",
-                "Micro-batches",
-                "a whole number from 1 to 1024",
-                &self.micro_batches,
-            )?,
+            micro_batches: self.micro_batches()?,
             seq_len: read(
                 "set-seq_len",
                 "Sequence length",
@@ -200,7 +200,7 @@ impl Form {
             append_eos: self.append_eos,
             packing: self.packing,
             boundary: if self.boundary == "f32" { Precision::F32 } else { Precision::F16 },
-            recompute: self.recompute,
+            recompute: self.activations == "always",
             backbone: self.backbone(),
             validation: read(
                 "set-validation",
@@ -220,6 +220,11 @@ impl Form {
                 "a whole number, 0 (none) or more",
                 &self.sample_tokens,
             )?,
+            freedom: Freedom {
+                micro_batches: self.micro_batches.trim().is_empty(),
+                recompute: self.activations == "auto",
+                host_blocks: self.host_blocks,
+            },
         };
         if settings.seed > MAX_SEED {
             let words = format!("Seed is {}: it must be at most {MAX_SEED}.", settings.seed);
@@ -227,6 +232,16 @@ impl Form {
         }
         settings.validate()?;
         Ok(settings)
+    }
+
+    /// What is typed; if nothing is, what holds until the planner has chosen, which a small batch may be too small for.
+    fn micro_batches(&self) -> Result<u16, Wrong> {
+        if self.micro_batches.trim().is_empty() {
+            let usual = Settings::default().micro_batches;
+            return Ok(self.batch_size.trim().parse().unwrap_or(usual).clamp(1, usual));
+        }
+        let wanted = "a whole number from 1 to 1024, or empty (the devices' own choice)";
+        read("set-micro_batches", "Micro-batches", wanted, &self.micro_batches)
     }
 
     /// How frozen weights are to be kept.
@@ -276,7 +291,23 @@ mod tests {
 
     #[wasm_bindgen_test(unsupported = test)]
     fn the_defaults_read_back() {
-        assert_eq!(Form::default().settings(), Ok(Settings::default()));
+        let settings = Settings { freedom: Freedom::FULL, ..Settings::default() };
+        assert_eq!(Form::default().settings(), Ok(settings));
+    }
+
+    #[wasm_bindgen_test(unsupported = test)]
+    fn what_is_left_empty_or_automatic_is_the_planners() {
+        let one = Form { batch_size: "2".into(), ..Form::default() }.settings().unwrap();
+        assert_eq!((one.micro_batches, one.freedom), (2, Freedom::FULL));
+        let chosen = Form {
+            micro_batches: "8".into(),
+            activations: "always".into(),
+            host_blocks: false,
+            ..Form::default()
+        };
+        let chosen = chosen.settings().unwrap();
+        assert_eq!((chosen.micro_batches, chosen.recompute), (8, true));
+        assert_eq!(chosen.freedom, Freedom::default());
     }
 
     #[wasm_bindgen_test(unsupported = test)]

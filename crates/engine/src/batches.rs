@@ -128,6 +128,11 @@ impl Batches {
         Self { examples, batch_size, micro_batches: micro_batches.into(), shuffle, order }
     }
 
+    /// Cuts every step in so many slices from now on.
+    pub fn cut_in(&mut self, micro_batches: u16) {
+        self.micro_batches = micro_batches.max(1).into();
+    }
+
     /// Samples in an epoch.
     pub fn len(&self) -> usize {
         self.examples.len()

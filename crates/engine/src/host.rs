@@ -40,8 +40,10 @@ pub struct HostEngine {
     requests: Requests,
     ends: Option<Ends>,
     head: Option<ClassifierHead>,
-    /// The blocks, if no other device has them.
+    /// The host's own blocks, if it has any.
     part: Option<Part>,
+    /// Whether those are all.
+    alone: bool,
     /// The model's files, checked piece by piece.
     checked: Option<VerifiedFiles<FilesSource<ModelFiles>, AnyCache>>,
 }
@@ -73,6 +75,7 @@ impl HostEngine {
             ends: None,
             head: None,
             part: None,
+            alone: false,
             checked: None,
         }
     }
@@ -105,9 +108,12 @@ impl HostEngine {
         on_progress: impl FnMut(u64, u64),
     ) -> Result<Done, EngineError> {
         match job {
-            Job::Load { blocks, states } => {
+            Job::Load { blocks, states, micro_batches, recompute } => {
+                self.batches.cut_in(micro_batches);
+                self.settings = Settings { micro_batches, recompute, ..self.settings.clone() };
                 let expected = measure::expected_of_host(&self.config, &self.settings, &blocks)?;
                 environment.holding(expected).await;
+                self.alone = blocks.len() == self.config.num_hidden_layers;
                 self.load(blocks, &states, on_progress).await?;
                 Ok(Done::Load)
             }
@@ -238,7 +244,7 @@ impl HostEngine {
 
     /// What stays on this device is not rounded.
     fn precision(&self) -> Precision {
-        if self.part.is_some() { Precision::F32 } else { self.settings.boundary }
+        if self.alone { Precision::F32 } else { self.settings.boundary }
     }
 
     fn data(&mut self, step: Step, micro_batch: MicroBatch) -> Result<MicroBatchData, EngineError> {

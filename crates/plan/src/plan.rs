@@ -272,6 +272,36 @@ pub fn predict(
     Ok(prediction(&costs, &layout, &shape))
 }
 
+/// A partition in which those compute activations again whose memory demands it, as far as [`Options::recompute`] lets
+/// them, whatever its own flags say; and what a step of it takes.
+///
+/// # Errors
+/// As [`predict`]'s; and a room of more than 64 devices.
+pub fn settle(
+    room: &Room,
+    model: &ModelProfile,
+    options: &Options,
+    partition: &Partition,
+) -> Result<(Partition, Prediction), PlanError> {
+    check(room, model, options)?;
+    if room.devices.len() > MAX_DEVICES {
+        let devices = room.devices.len();
+        return Err(PlanError::Wrong(format!("{devices} devices cannot be planned for; {MAX_DEVICES} can")));
+    }
+    let shape = shape_of(room, model, options, partition)?;
+    let Partition { micro_batches, storage, boundary, .. } = *partition;
+    let costs = Costs::new(room, model, options, micro_batches, storage, boundary);
+    let mut layout = Layout::default();
+    layout.lay(&costs, &shape, None);
+    let mut settled = partition.clone();
+    let mut flags = layout.positions.iter().map(|position| position.recompute);
+    settled.host_recompute = flags.next().unwrap_or(false);
+    for (stage, recompute) in settled.stages.iter_mut().zip(flags) {
+        stage.recompute = recompute;
+    }
+    Ok((settled, prediction(&costs, &layout, &shape)))
+}
+
 /// Where the room has more devices than are planned for at once, those of the partition alone.
 fn predict_for_some(
     room: &Room,

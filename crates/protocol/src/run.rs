@@ -51,6 +51,27 @@ pub struct Settings {
     pub evaluate_every: u32,
     /// Tokens that the model writes before and after the run, to compare; 0 is none.
     pub sample_tokens: u32,
+    /// What is left to the planner.
+    pub freedom: Freedom,
+}
+
+/// What the planner may choose from what the devices of a room measured; none of it changes what is learned, but for the
+/// rounding of sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Freedom {
+    /// Into how many micro-batches a step is cut; [`Settings::micro_batches`] until it knows.
+    pub micro_batches: bool,
+    /// Which devices compute activations again: those that lack the memory to keep them.
+    pub recompute: bool,
+    /// Whether the host has blocks of its own beside others that have some, as many as make a step the shortest.
+    /// Otherwise it takes those that the others cannot hold.
+    pub host_blocks: bool,
+}
+
+impl Freedom {
+    /// All of it.
+    pub const FULL: Self = Self { micro_batches: true, recompute: true, host_blocks: true };
 }
 
 impl Default for Settings {
@@ -82,6 +103,7 @@ impl Default for Settings {
             validation: 0.1,
             evaluate_every: 10,
             sample_tokens: 48,
+            freedom: Freedom::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::toy::{Toy, ToyModel};
 use crate::violation::Violation;
 use crate::world::{HOST, Pace, Point, Room, Scenario, World, peer};
 use baton_protocol::PeerId;
+use baton_protocol::run::Freedom;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
@@ -98,10 +99,12 @@ pub fn room(seed: u64) -> Result<World<ToyModel>, JobError> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ 0xfa17);
     let peers = rng.random_range(1..=5);
     let micro_batches = *[1, 2, 4, 8].choose(&mut rng).unwrap_or(&4);
-    let Scenario { mut toy, settings, .. } = Scenario::new(peers, micro_batches);
+    let Scenario { mut toy, mut settings, .. } = Scenario::new(peers, micro_batches);
     toy.blocks = rng.random_range(1..=8);
     toy.head = rng.random();
     let drawn = rng.random();
+    settings.freedom =
+        Freedom { micro_batches: rng.random(), recompute: rng.random(), host_blocks: rng.random() };
     let delays = [0, 2, 30, 400].map(Duration::from_millis);
     let network = if drawn {
         Network::Drawn(*delays.choose(&mut rng).unwrap_or(&delays[0]))

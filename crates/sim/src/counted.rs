@@ -87,7 +87,7 @@ impl HostEngine for CountedHost {
     fn run(&mut self, job: coordinator::Job) -> Result<coordinator::Done, JobError> {
         use coordinator::{Done, Job};
         Ok(match job {
-            Job::Load { blocks, states } => {
+            Job::Load { blocks, states, .. } => {
                 self.own = Counts::load(&blocks, &states)?;
                 Done::Load
             }

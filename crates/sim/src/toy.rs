@@ -336,10 +336,14 @@ impl HostEngine for ToyHost {
         use coordinator::{Done, Job};
         let (toy, micro_batches) = (self.toy, self.micro_batches);
         Ok(match job {
-            Job::Load { blocks, states } => {
+            Job::Load { blocks, states, micro_batches, .. } => {
+                self.micro_batches = micro_batches;
                 let (own, head): (Vec<_>, Vec<_>) =
                     states.into_iter().partition(|state| state.block < toy.blocks);
-                self.slice = Slice::load(blocks, &own, micro_batches, 2)?;
+                // A host that trains alone goes all the way with one before it takes the next.
+                let alone = blocks == (0..toy.blocks);
+                let limit = if alone { 2 } else { micro_batches.into() };
+                self.slice = Slice::load(blocks, &own, micro_batches, limit)?;
                 let head = head.first().map_or_else(|| Ok(Block::fresh(toy.blocks)), Block::restore)?;
                 self.head = toy.head.then_some(head);
                 Done::Load

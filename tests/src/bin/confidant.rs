@@ -134,7 +134,7 @@ async fn measure(options: &Options, model: &str, devices: usize) -> Result<Vec<u
         ("seq_len", options.seq_len.to_string()),
         // Every sample as long as it may be.
         ("packing", "true".into()),
-        ("recompute", (!options.keep).to_string()),
+        ("activations", if options.keep { "never" } else { "always" }.into()),
         ("target-all-linear", "true".into()),
         ("warmup_steps", "0".into()),
         ("validation", "0".into()),

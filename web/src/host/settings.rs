@@ -144,7 +144,7 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
             <div class="grid">
                 {number("set-steps", "Steps", |f| &mut f.steps)}
                 {number("set-batch_size", "Batch size", |f| &mut f.batch_size)}
-                {number("set-micro_batches", "Micro-batches", |f| &mut f.micro_batches)}
+                {number("set-micro_batches", "Micro-batches (empty: automatic)", |f| &mut f.micro_batches)}
                 {number("set-seq_len", "Sequence length", |f| &mut f.seq_len)}
                 {number("set-lr", "Learning rate", |f| &mut f.lr)}
                 {select(
@@ -167,6 +167,16 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                     "Between devices",
                     |f| &mut f.boundary,
                     &[("f16", "16 bit (faster)"), ("f32", "32 bit (exact)")],
+                )}
+                {select(
+                    "set-activations",
+                    "Activations",
+                    |f| &mut f.activations,
+                    &[
+                        ("auto", "Recomputed where memory is short"),
+                        ("never", "Kept (faster)"),
+                        ("always", "Recomputed (less memory)"),
+                    ],
                 )}
             </div>
             <div class="cell">
@@ -205,11 +215,11 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                 <For each=move || names.get() key=|target| target.name.clone() children=target />
             </fieldset>
             <fieldset class="checks">
-                <legend>"Samples and memory"</legend>
+                <legend>"Samples and devices"</legend>
                 {flag("set-shuffle", "Shuffle", |f| &mut f.shuffle)}
                 {flag("set-append_eos", "End each sample with the end token", |f| &mut f.append_eos)}
                 {flag("set-packing", "Pack samples together", |f| &mut f.packing)}
-                {flag("set-recompute", "Recompute activations (less memory)", |f| &mut f.recompute)}
+                {flag("set-host_blocks", "This device computes blocks too, where that is faster", |f| &mut f.host_blocks)}
             </fieldset>
             <button id="set-reset" type="button" class="quiet" on:click=move |_| {
                 session.errors.settings.set(None);

@@ -85,7 +85,7 @@ impl Coordinator {
             return;
         }
         let number = drawn(run.start.secret, step);
-        let micro_batches = u64::from(run.start.settings.micro_batches.max(1));
+        let micro_batches = u64::from(run.plan.micro_batches().max(1));
         let (position, micro_batch) = ((number % stages) as usize, (number / stages % micro_batches) as u16);
         let micro_batch = MicroBatch(micro_batch);
         run.audits.next = Step(step.0.saturating_add(EVERY));

@@ -22,7 +22,7 @@ use crate::pulse::Presence;
 use crate::run::{ModelSource, Settings};
 use crate::stage::{Failure, HEARTBEAT};
 use baton_plan::{HostProfile, LinkProfile, ModelProfile};
-use state::{Compute, Drive, End, Kind, Peer, Run};
+use state::{Compute, Drive, End, Kind, Own, Peer, Run};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -178,6 +178,10 @@ pub enum Job {
         blocks: Range<u16>,
         /// Their adapters and moments, and the head's state; empty for fresh ones.
         states: Vec<BlockBytes>,
+        /// Into how many micro-batches a step is cut from now on.
+        micro_batches: u16,
+        /// Whether its blocks compute activations again in backward.
+        recompute: bool,
     },
     /// Embed the tokens of a micro-batch (and run the host's own blocks).
     Front {
@@ -346,7 +350,8 @@ pub struct Coordinator {
     peers: BTreeMap<PeerId, Peer>,
     run: Option<Run>,
     generation: Generation,
-    running: Option<(Generation, Kind)>,
+    /// The job that the host's engine runs, and since when.
+    running: Option<(Generation, Kind, Duration)>,
     outputs: VecDeque<Output>,
     heartbeat: Duration,
     host_progress: (u64, u64),
@@ -354,8 +359,8 @@ pub struct Coordinator {
     questions: u32,
     /// What devices measure themselves on, for the run in force or the last one.
     question: Option<Measure>,
-    /// What the host measured.
-    own_profile: Option<HostProfile>,
+    /// How fast the host is, if it measured itself.
+    own: Option<Own>,
     /// When it was last told anything.
     now: Duration,
 }
@@ -374,7 +379,7 @@ impl Coordinator {
             host_progress: (0, 0),
             questions: 0,
             question: None,
-            own_profile: None,
+            own: None,
             now,
         }
     }

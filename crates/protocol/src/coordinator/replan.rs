@@ -8,13 +8,14 @@ use super::state::{Intent, OpenStep, Plan, Run, Shape, Warm};
 use super::{Coordinator, Drive, Output, RoomState};
 use crate::ids::{Generation, PeerId, StageIndex};
 use crate::message::{Assign, Message};
+use crate::run::Settings;
 use baton_plan::even_split;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
 /// Where no times are known, a plan is left for another one only if its longest stage is as much shorter as this, ...
-const WORTH: f64 = 0.9;
+pub(super) const WORTH: f64 = 0.9;
 /// ... and at least so many steps are left to be made with it.
 const STEPS_LEFT: u32 = 2;
 /// Another order of the same devices must be faster by this much.
@@ -33,8 +34,7 @@ const CONSIDER: Duration = Duration::from_secs(5);
 impl Coordinator {
     /// The best plan for the devices that are there, whatever the one in force; or why there is none, in words.
     pub(super) fn design(&mut self) -> Result<Shape, String> {
-        let Some(run) = &self.run else { return Ok(Shape { host: 0..0, stages: Vec::new() }) };
-        let blocks = run.start.blocks;
+        let Some(run) = &self.run else { return Ok(Shape::alone(0, 1)) };
         let (usable, mut all) = (self.usable(), self.usable());
         all.retain(|id| self.may_work(*id));
         if all.is_empty() && !usable.is_empty() {
@@ -50,14 +50,14 @@ impl Coordinator {
         if let Some(shape) = self.found_before(&chosen) {
             return Ok(shape);
         }
-        let mut in_order = self.in_order(&chosen, blocks);
+        let mut in_order = self.in_order(&chosen);
         let mut best = None;
         if chosen.len() <= MOST_PLANNED || !self.fits(&in_order) {
             best = self.planned(&chosen);
             if matches!(best, Some(Err(_))) && chosen.len() < all.len() {
                 chosen = all;
                 best = self.planned(&chosen);
-                in_order = self.in_order(&chosen, blocks);
+                in_order = self.in_order(&chosen);
             }
         }
         let shape = match best {
@@ -71,19 +71,46 @@ impl Coordinator {
 
     /// The devices in this order, each with so many blocks that the slowest stage is as fast as can be. Who would only hold
     /// the others up has one block all the same, unless the run is much shorter without: its owner came to take part.
-    fn in_order(&self, devices: &[PeerId], blocks: u16) -> Shape {
-        let shape = |split: Vec<Range<u16>>| {
+    ///
+    /// The host has a share of them if it may and that makes steps shorter by a tenth.
+    fn in_order(&self, devices: &[PeerId]) -> Shape {
+        let Some(run) = &self.run else { return Shape::alone(0, 1) };
+        let (blocks, micro_batches) = (run.start.blocks, run.plan.micro_batches());
+        let shape = |host: Range<u16>, split: Vec<Range<u16>>| {
             let stages = devices.iter().copied().zip(split).filter(|(_, blocks)| !blocks.is_empty());
-            Shape { host: 0..0, stages: stages.collect() }
+            Shape { host, stages: stages.collect(), micro_batches }
         };
         if devices.is_empty() {
-            return Shape::alone(blocks);
+            return self.cut_best(Shape::alone(blocks, micro_batches));
         }
-        let Some(paces) = self.paces(devices) else { return shape(even_split(blocks, devices.len())) };
-        let paces: Vec<f64> = paces.iter().map(|[forward, backward]| forward + backward).collect();
-        let of_all = shape(split_by_pace(blocks, &paces, 1));
-        let of_some = shape(split_by_pace(blocks, &paces, 0));
+        let Some(paces) = self.paces(devices) else {
+            return shape(0..0, even_split(blocks, devices.len()));
+        };
+        let pace = |pace: f64, least| Share { pace, least, before: 0.0 };
+        let split = |host: Option<Share>, least| {
+            let shares = paces.iter().map(|[forward, backward]| pace(forward + backward, least));
+            let mut ranges = split_by_pace(blocks, &host.into_iter().chain(shares).collect::<Vec<_>>());
+            let host = if host.is_some() { ranges.remove(0) } else { 0..0 };
+            self.cut_best(shape(host, ranges))
+        };
+        let own = self.own_pace(run).filter(|_| self.host_may_help(run));
+        let host = own.map(|(pace, ends)| Share { pace, least: 0, before: ends });
+        let best_of = |least| {
+            let without = split(None, least);
+            let with = host.map(|host| split(Some(host), least));
+            match with {
+                Some(with) if self.is_faster(&with, &without, WORTH) => with,
+                _ => without,
+            }
+        };
+        let (of_all, of_some) = (best_of(1), best_of(0));
         if self.is_much_faster(&of_some, &of_all) { of_some } else { of_all }
+    }
+
+    /// Whether a plan that fits takes less than this share of the time of another one, or the other one does not fit.
+    fn is_faster(&self, new: &Shape, old: &Shape, share: f64) -> bool {
+        let (Some(new), Some(old)) = (self.prediction(new), self.prediction(old)) else { return false };
+        new.fits() && (!old.fits() || new.step < share * old.step)
     }
 
     /// Whether a plan is worth another order of the devices, which moves most of the blocks, or leaving some of them out,
@@ -125,7 +152,8 @@ impl Coordinator {
             let best = best.filter(|&index| is_free(&spares[index]));
             *owner = best.map(|index| spares.swap_remove(index));
         }
-        let nearest = Shape { host: old.host.clone(), stages: close_gaps(stages) };
+        let micro_batches = old.micro_batches;
+        let nearest = Shape { host: old.host.clone(), stages: close_gaps(stages), micro_batches };
         if self.fits(&nearest) { Ok(nearest) } else { self.design() }
     }
 
@@ -145,7 +173,7 @@ impl Coordinator {
     /// Who is there is not enough: the run stands still until a device comes, or a person goes on with the host alone.
     pub(super) fn wait_for_devices(&mut self, words: String) {
         let Some(run) = &mut self.run else { return };
-        let alone = Shape::alone(run.start.blocks);
+        let alone = Shape::alone(run.start.blocks, run.plan.micro_batches());
         run.deserted.get_or_insert(words);
         self.put(alone);
         self.broadcast(RoomState::Paused);
@@ -321,7 +349,7 @@ impl Coordinator {
             next: PeerId::HOST,
             prev_trains: false,
             step: run.committed,
-            settings: run.start.settings.clone(),
+            settings: Settings { micro_batches: run.plan.micro_batches(), ..run.start.settings.clone() },
             source: run.start.source.clone(),
             config: run.start.config.clone(),
             manifest: run.start.manifest.clone(),
@@ -333,10 +361,11 @@ impl Coordinator {
     pub(super) fn put(&mut self, shape: Shape) {
         self.generation = Generation(self.generation.0 + 1);
         let (generation, now) = (self.generation, self.now);
+        let recompute = self.recomputing(&shape);
         let Some(run) = &mut self.run else { return };
-        run.plan = Plan { generation, shape, head: run.start.head };
+        run.plan = Plan { generation, shape, recompute, head: run.start.head };
         run.intent = None;
-        run.open = OpenStep::new(run.committed, &run.plan, &run.start.settings);
+        run.open = OpenStep::new(run.committed, &run.plan);
         // A judgement that was due after a step that is undone comes again with it; one that was asked for goes on.
         run.judging &= run.closing.take().is_none();
         (run.host_loaded, run.broken, run.audit) = (false, false, None);
@@ -345,7 +374,7 @@ impl Coordinator {
         run.stir(now);
         self.host_progress = (0, 0);
         let stages = run.plan.stages().to_vec();
-        let host_trains = run.plan.host_trains();
+        let (host_trains, recomputes) = (run.plan.host_trains(), run.plan.recompute.1.clone());
         let id_at = |index: usize| stages.get(index).map(|(id, _)| *id);
         for (index, (id, blocks)) in stages.iter().enumerate() {
             let Some(mut assign) = self.assign(blocks.clone()) else { return };
@@ -355,6 +384,7 @@ impl Coordinator {
             assign.prev = prev.unwrap_or(PeerId::HOST);
             assign.next = id_at(index + 1).unwrap_or(PeerId::HOST);
             assign.prev_trains = prev.is_some() || host_trains;
+            assign.settings.recompute = recomputes.get(index).copied().unwrap_or(false);
             let states = self.run.iter().flat_map(|run| run.states.range(blocks.clone()));
             assign.states = states.map(|(_, state)| state.clone()).collect();
             if let Some(peer) = self.peers.get_mut(id) {
@@ -397,20 +427,31 @@ fn longest(shape: &Shape) -> f64 {
     most.max(shape.host.len()) as f64
 }
 
-/// Cuts blocks in stages of devices of these paces (seconds a block), so that the slowest stage is as fast as can be, and
-/// each device has at least so many; if there are not enough, the fastest devices. Each block goes to the device that would be
-/// done with it first.
-fn split_by_pace(blocks: u16, paces: &[f64], least: u16) -> Vec<Range<u16>> {
-    let mut lens = vec![0; paces.len()];
-    let mut fastest: Vec<usize> = (0..paces.len()).collect();
-    fastest.sort_by(|a, b| paces[*a].total_cmp(&paces[*b]));
-    let enough = blocks.checked_div(least).map_or(0, usize::from);
-    for device in fastest.into_iter().take(enough) {
-        lens[device] = least;
+/// What a device has of a step's work.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// Seconds a block.
+    pace: f64,
+    /// Blocks that it has at least.
+    least: u16,
+    /// Seconds of what else it does.
+    before: f64,
+}
+
+/// Cuts blocks in stages, so that the slowest is as fast as can be, and each device has the least that it is to have; if there
+/// are not enough, the fastest devices. Each block goes to the device that would be done with it first.
+fn split_by_pace(blocks: u16, shares: &[Share]) -> Vec<Range<u16>> {
+    let mut lens = vec![0; shares.len()];
+    let mut fastest: Vec<usize> = (0..shares.len()).collect();
+    fastest.sort_by(|a, b| shares[*a].pace.total_cmp(&shares[*b].pace));
+    let mut left = blocks;
+    for device in fastest {
+        lens[device] = shares[device].least.min(left);
+        left -= lens[device];
     }
-    for _ in 0..blocks.saturating_sub(lens.iter().sum()) {
-        let done = |at: &usize| (f64::from(lens[*at]) + 1.0) * paces[*at];
-        if let Some(first) = (0..paces.len()).min_by(|a, b| done(a).total_cmp(&done(b))) {
+    for _ in 0..left {
+        let done = |at: &usize| shares[*at].before + (f64::from(lens[*at]) + 1.0) * shares[*at].pace;
+        if let Some(first) = (0..shares.len()).min_by(|a, b| done(a).total_cmp(&done(b))) {
             lens[first] += 1;
         }
     }

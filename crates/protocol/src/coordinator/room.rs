@@ -4,15 +4,15 @@
 //! A device that was not measured yet is taken for one like the median of the others; where none was, all are alike.
 
 use super::Coordinator;
-use super::replan::{LEAVE_OUT, REORDER};
-use super::state::{Answer, Run, Shape};
+use super::replan::{LEAVE_OUT, REORDER, WORTH};
+use super::state::{Answer, Own, Run, Shape};
 use crate::codec::Precision;
 use crate::ids::PeerId;
-use crate::run::{Backbone, Settings};
+use crate::run::{Backbone, Freedom, Settings};
 use baton_plan::{
     BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile, ModelProfile,
     Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation, StagePlan, Storage,
-    fetch_time, fetches, plan, predict,
+    fetch_time, fetches, plan, predict, settle,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,6 +30,8 @@ const TURN: f64 = 2.0;
 const SOURCE: f64 = 1e12;
 /// Every device that opens the page has as many bytes as this.
 const LEAST: u64 = 32 << 20;
+/// The most micro-batches of a step that are looked at.
+const MOST_MICRO_BATCHES: u16 = 64;
 /// A plan that takes no more than this share of a step's time is moved to even if the last move was a short time ago.
 const FAR_OFF: f64 = 0.6;
 
@@ -41,8 +43,11 @@ impl Coordinator {
         let model = run.start.profile.as_ref()?;
         let room = self.room(run, devices)?;
         let mut options = options(&run.start.settings);
+        if self.host_may_help(run) {
+            options.host_blocks = run.start.blocks;
+        }
         let mut found = plan(&room, model, &options);
-        if devices.is_empty() || matches!(found, Err(PlanError::Refused(_))) {
+        if options.host_blocks == 0 && matches!(found, Err(PlanError::Refused(_))) {
             // What does not fit the others, the host takes, if it can.
             options.host_blocks = run.start.blocks;
             found = plan(&room, model, &options);
@@ -59,20 +64,64 @@ impl Coordinator {
             Some((*devices.get(usize::from(index))?, stage.blocks))
         };
         let stages: Option<Vec<_>> = found.partition.stages.into_iter().map(stage).collect();
-        Some(Ok(Shape { host: found.partition.host, stages: stages? }))
+        let Partition { host, micro_batches, .. } = found.partition;
+        Some(Ok(Shape { host, stages: stages?, micro_batches }))
+    }
+
+    /// Whether the host has blocks of its own where that makes steps shorter: how fast it is has to be known.
+    pub(super) fn host_may_help(&self, run: &Run) -> bool {
+        run.start.settings.freedom.host_blocks && self.own.is_some()
+    }
+
+    /// Seconds of a forward and a backward pass of a block on the host, and of the ends of a micro-batch; none where it did
+    /// not measure itself.
+    pub(super) fn own_pace(&self, run: &Run) -> Option<(f64, f64)> {
+        let Own { front, head, tracker } = self.own.as_ref()?;
+        let ends = front.at(run.samples()) + head.at(run.samples());
+        Some((pace(&tracker.profile(), run).iter().sum(), ends))
+    }
+
+    /// The same plan with a step cut in another number of micro-batches, if that number is free and another one is faster
+    /// by far or what is needed for the plan to fit.
+    pub(super) fn cut_best(&self, shape: Shape) -> Shape {
+        let Some(run) = self.run.as_ref().filter(|run| run.start.settings.freedom.micro_batches) else {
+            return shape;
+        };
+        let Some(usual) = self.prediction(&shape) else { return shape };
+        let other = |count: u16| {
+            let shape = Shape { micro_batches: count, ..shape.clone() };
+            let found = self.prediction(&shape).filter(Prediction::fits)?;
+            (!usual.fits() || found.step < WORTH * usual.step).then_some((found.step, shape))
+        };
+        let others = counts(&run.start.settings).into_iter().filter_map(other);
+        others.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(shape, |(_, best)| best)
+    }
+
+    /// Who computes activations again under a plan: the host, and each stage.
+    pub(super) fn recomputing(&self, shape: &Shape) -> (bool, Vec<bool>) {
+        let settings = self.run.as_ref().map(|run| &run.start.settings);
+        let always = settings.is_some_and(|settings| settings.recompute);
+        let settled =
+            settings.is_some_and(|settings| settings.freedom.recompute).then(|| self.settled(shape));
+        match settled.flatten() {
+            Some((partition, _)) => {
+                (partition.host_recompute, partition.stages.iter().map(|stage| stage.recompute).collect())
+            }
+            None => (always, vec![always; shape.stages.len()]),
+        }
     }
 
     /// What was found best for these devices, as long as they take as long for a block as they did then.
     pub(super) fn found_before(&self, devices: &[PeerId]) -> Option<Shape> {
         let answer = self.run.as_ref()?.answer.as_ref().filter(|answer| answer.devices == devices)?;
-        let paces = self.paces(devices)?;
+        let paces = self.all_paces(devices)?;
         let close = |(a, b): (&f64, &f64)| (a - b).abs() <= SAME * a.max(*b);
         answer.paces.iter().flatten().zip(paces.iter().flatten()).all(close).then(|| answer.shape.clone())
     }
 
     /// Keeps what was found best for these devices.
     pub(super) fn keep_found(&mut self, devices: Vec<PeerId>, shape: &Shape) {
-        if let Some(paces) = self.paces(&devices)
+        if let Some(paces) = self.all_paces(&devices)
             && let Some(run) = &mut self.run
         {
             run.answer = Some(Answer { devices, paces, shape: shape.clone() });
@@ -81,16 +130,14 @@ impl Coordinator {
 
     /// What a plan takes and needs, if enough is known to tell.
     pub(super) fn prediction(&self, shape: &Shape) -> Option<Prediction> {
+        self.settled(shape).map(|(_, prediction)| prediction)
+    }
+
+    fn settled(&self, shape: &Shape) -> Option<(Partition, Prediction)> {
         let run = self.run.as_ref()?;
         let devices: Vec<PeerId> = shape.stages.iter().map(|(id, _)| *id).collect();
-        let partition = partition(run, shape, &devices)?;
-        predict(
-            &self.room(run, &devices)?,
-            run.start.profile.as_ref()?,
-            &options(&run.start.settings),
-            &partition,
-        )
-        .ok()
+        let (room, model) = (self.room(run, &devices)?, run.start.profile.as_ref()?);
+        settle(&room, model, &options(&run.start.settings), &partition(run, shape, &devices)?).ok()
     }
 
     /// Whether every device has the memory for its part of a plan, as far as is known.
@@ -109,7 +156,7 @@ impl Coordinator {
         let room = self.room(run, &devices)?;
         let (from, to) = (partition(run, now, &devices)?, partition(run, wanted, &devices)?);
         let (current, candidate) =
-            (predict(&room, model, &options, &from).ok()?, predict(&room, model, &options, &to).ok()?);
+            (settle(&room, model, &options, &from).ok()?.1, settle(&room, model, &options, &to).ok()?.1);
         if current.fits() != candidate.fits() {
             return Some(candidate.fits());
         }
@@ -147,6 +194,14 @@ impl Coordinator {
         Some(self.profiles(run, devices)?.iter().map(|profile| pace(profile, run)).collect())
     }
 
+    /// The same, and the host's if it may have blocks.
+    fn all_paces(&self, devices: &[PeerId]) -> Option<Vec<[f64; 2]>> {
+        let run = self.run.as_ref()?;
+        let mut paces = self.paces(devices)?;
+        paces.extend(self.own_pace(run).filter(|_| self.host_may_help(run)).map(|(pace, ends)| [pace, ends]));
+        Some(paces)
+    }
+
     /// What these devices can do; none where nobody was timed. Times that differ from the median by less than chance may
     /// make them differ are the median.
     fn profiles(&self, run: &Run, devices: &[PeerId]) -> Option<Vec<DeviceProfile>> {
@@ -172,8 +227,8 @@ impl Coordinator {
     fn room(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
         let link = |id: &PeerId| self.peers.get(id).and_then(|peer| peer.probe.link()).unwrap_or(LINK);
         let profiles = if devices.is_empty() { Vec::new() } else { self.profiles(run, devices)? };
-        let host = match (&self.own_profile, profiles.first()) {
-            (Some(own), _) => own.clone(),
+        let host = match (&self.own, profiles.first()) {
+            (Some(own), _) => own.profile(),
             // Its blocks, if it has any, are all that it is judged by.
             (None, Some(first)) => {
                 let nothing = Curve::new([(1, 0.0)]).ok()?;
@@ -195,7 +250,7 @@ impl Coordinator {
 fn pace(profile: &DeviceProfile, run: &Run) -> [f64; 2] {
     let samples = run.samples();
     let forward = profile.forward.at(samples);
-    let again = if run.start.settings.recompute { forward } else { 0.0 };
+    let again = if recompute(&run.start.settings) == Recompute::Always { forward } else { 0.0 };
     [forward, profile.backward.at(samples) + again]
 }
 
@@ -209,7 +264,7 @@ fn partition(run: &Run, shape: &Shape, devices: &[PeerId]) -> Option<Partition> 
         Some(StagePlan { devices, blocks: blocks.clone(), recompute: settings.recompute })
     };
     Some(Partition {
-        micro_batches: settings.micro_batches,
+        micro_batches: shape.micro_batches,
         storage: *options.storages.first()?,
         boundary: *options.boundaries.first()?,
         host: shape.host.clone(),
@@ -235,7 +290,8 @@ pub(super) fn whole(run: &Run) -> Option<u64> {
         devices: vec![PeerProfile { device, link: LinkProfile::IDEAL }],
         wires: BTreeMap::new(),
     };
-    let shape = Shape { host: 0..0, stages: vec![(PeerId::HOST, 0..run.start.blocks)] };
+    let stages = vec![(PeerId::HOST, 0..run.start.blocks)];
+    let shape = Shape { host: 0..0, stages, micro_batches: run.start.settings.micro_batches };
     let partition = partition(run, &shape, &[PeerId::HOST])?;
     let loads = predict(&room, model, &options(&run.start.settings), &partition).ok()?.loads;
     // The first of many stages has every micro-batch in flight.
@@ -247,22 +303,43 @@ pub(super) fn whole(run: &Run) -> Option<u64> {
     Some(loads.iter().map(most).fold(LEAST, u64::saturating_add))
 }
 
-/// What a run leaves the planner to choose: who runs which blocks, and nothing else.
+/// What a run leaves the planner to choose.
 fn options(settings: &Settings) -> Options {
     Options {
         batch_size: settings.batch_size,
-        micro_batches: vec![settings.micro_batches],
+        micro_batches: counts(settings),
         storages: vec![storage(settings.backbone)],
         boundaries: vec![match settings.boundary {
             Precision::F32 => BoundaryPrecision::F32,
             Precision::F16 => BoundaryPrecision::F16,
         }],
-        recompute: if settings.recompute { Recompute::Always } else { Recompute::Never },
+        recompute: recompute(settings),
         // The ends are enough for the host, which may be the weakest of all and has the text to prepare, as long as the
         // others have the memory for the rest.
         host_blocks: 0,
         max_replicas: 1,
         commit_overlaps: true,
+    }
+}
+
+/// Into how many micro-batches a step may be cut.
+fn counts(settings: &Settings) -> Vec<u16> {
+    if !settings.freedom.micro_batches {
+        return vec![settings.micro_batches];
+    }
+    let divides =
+        |count: &u16| settings.batch_size.is_multiple_of((*count).into()) || *count == settings.micro_batches;
+    (1..=MOST_MICRO_BATCHES)
+        .filter(|count| u32::from(*count) <= settings.batch_size)
+        .filter(divides)
+        .collect()
+}
+
+fn recompute(settings: &Settings) -> Recompute {
+    match settings {
+        Settings { freedom: Freedom { recompute: true, .. }, .. } => Recompute::WhereNeeded,
+        Settings { recompute: true, .. } => Recompute::Always,
+        Settings { recompute: false, .. } => Recompute::Never,
     }
 }
 

@@ -7,10 +7,9 @@ use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::message::{BlockBytes, Counts, Device};
 use crate::pulse::Presence;
-use crate::run::Settings;
 use crate::schedule::Schedule;
 use crate::stage::MAX_INFERS;
-use baton_plan::Tracker;
+use baton_plan::{Curve, HostProfile, Tracker};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -91,6 +90,28 @@ impl Compute {
             Self::Known { tracker, .. } => Some(tracker),
             Self::Unknown | Self::Asked { .. } => None,
         }
+    }
+}
+
+/// How fast the host is, by its own measurement and the run's times since.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// Of the embedding.
+    pub(super) front: Curve,
+    /// Of the LM head with the loss.
+    pub(super) head: Curve,
+    /// Of its blocks.
+    pub(super) tracker: Tracker,
+}
+
+impl Own {
+    pub(super) fn new(HostProfile { device, front, head }: HostProfile) -> Self {
+        Self { front, head, tracker: Tracker::new(device) }
+    }
+
+    pub(super) fn profile(&self) -> HostProfile {
+        let (front, head) = (self.front.clone(), self.head.clone());
+        HostProfile { device: self.tracker.profile(), front, head }
     }
 }
 
@@ -179,18 +200,19 @@ impl Peer {
     }
 }
 
-/// Who runs which blocks, the host's own first.
+/// Who runs which blocks, the host's own first, and into how many micro-batches a step is cut.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Shape {
     /// The host's own blocks.
     pub(super) host: Range<u16>,
     pub(super) stages: Vec<(PeerId, Range<u16>)>,
+    pub(super) micro_batches: u16,
 }
 
 impl Shape {
     /// The host runs all blocks itself.
-    pub(super) fn alone(blocks: u16) -> Self {
-        Self { host: 0..blocks, stages: Vec::new() }
+    pub(super) fn alone(blocks: u16, micro_batches: u16) -> Self {
+        Self { host: 0..blocks, stages: Vec::new(), micro_batches }
     }
 
     pub(super) fn position(&self, peer: PeerId) -> Option<usize> {
@@ -207,6 +229,8 @@ impl Shape {
 pub(super) struct Plan {
     pub(super) generation: Generation,
     pub(super) shape: Shape,
+    /// Whether activations are computed again in backward: by the host, and by each stage.
+    pub(super) recompute: (bool, Vec<bool>),
     /// Whether the host trains a head.
     pub(super) head: bool,
 }
@@ -228,13 +252,24 @@ impl Plan {
     pub(super) fn position(&self, peer: PeerId) -> Option<usize> {
         self.shape.position(peer)
     }
+
+    /// Into how many micro-batches a step is cut.
+    pub(super) fn micro_batches(&self) -> u16 {
+        self.shape.micro_batches
+    }
+
+    /// Whether the stage at a position computes activations again.
+    pub(super) fn recomputes(&self, position: usize) -> bool {
+        self.recompute.1.get(position).copied().unwrap_or(false)
+    }
 }
 
 /// What was found best for a room.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) devices: Vec<PeerId>,
-    /// Seconds of a forward and a backward pass of a block, of each of them.
+    /// Seconds of a forward and a backward pass of a block, of each of them; of the host, if it counts, of a block and of
+    /// the ends.
     pub(super) paces: Vec<[f64; 2]>,
     pub(super) shape: Shape,
 }
@@ -328,8 +363,9 @@ impl Run {
     pub(super) fn new(start: Start, generation: Generation, texts: VecDeque<u32>, now: Duration) -> Self {
         let audits = Audits::after(start.committed);
         let states = start.states.iter().map(|state| (state.block, state.clone())).collect();
-        let shape = Shape::alone(start.blocks);
-        let plan = Plan { generation, shape, head: start.head };
+        let shape = Shape::alone(start.blocks, start.settings.micro_batches);
+        let recompute = (start.settings.recompute, Vec::new());
+        let plan = Plan { generation, shape, recompute, head: start.head };
         Self {
             drive: Drive::Held,
             intent: None,
@@ -348,7 +384,7 @@ impl Run {
             answer: None,
             committed: start.committed,
             states,
-            open: OpenStep::new(start.committed, &plan, &start.settings),
+            open: OpenStep::new(start.committed, &plan),
             judging: !start.judged && start.settings.evaluates_after(start.committed.0),
             plan,
             start,
@@ -383,8 +419,8 @@ impl Run {
 
     /// Samples of a micro-batch.
     pub(super) fn samples(&self) -> u32 {
-        let settings = &self.start.settings;
-        settings.batch_size.div_ceil(u32::from(settings.micro_batches).max(1)).max(1)
+        let count = u32::from(self.plan.micro_batches()).max(1);
+        self.start.settings.batch_size.div_ceil(count).max(1)
     }
 
     /// Steps that are not complete yet.
@@ -442,11 +478,11 @@ pub(super) enum HostNorm {
 }
 
 impl OpenStep {
-    pub(super) fn new(step: Step, plan: &Plan, settings: &Settings) -> Self {
+    pub(super) fn new(step: Step, plan: &Plan) -> Self {
         let positions = u16::try_from(plan.stages().len()).unwrap_or(u16::MAX).saturating_add(2);
         Self {
             step,
-            front: Schedule::new(0, positions, settings.micro_batches),
+            front: Schedule::new(0, positions, plan.micro_batches()),
             head: BTreeMap::new(),
             grads: BTreeMap::new(),
             next_head: MicroBatch(0),

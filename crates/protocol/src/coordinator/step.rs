@@ -53,7 +53,7 @@ impl Coordinator {
             return;
         }
         if let Some(measure) = self.own_measure() {
-            self.running = Some((self.generation, Kind::Measure(measure.id)));
+            self.running = Some((self.generation, Kind::Measure(measure.id), self.now));
             self.outputs.push_back(Output::Job(Job::Measure(Box::new(measure))));
             return;
         }
@@ -68,8 +68,9 @@ impl Coordinator {
             let blocks = run.plan.shape.host.clone();
             let own = blocks.clone().chain(run.plan.head.then_some(run.start.blocks));
             let states = own.filter_map(|block| run.states.get(&block).cloned()).collect();
-            let job = Job::Load { blocks, states };
-            self.running = Some((generation, Kind::Load));
+            let (micro_batches, recompute) = (run.plan.micro_batches(), run.plan.recompute.0);
+            let job = Job::Load { blocks, states, micro_batches, recompute };
+            self.running = Some((generation, Kind::Load, self.now));
             self.outputs.push_back(Output::Job(job));
             return;
         }
@@ -81,7 +82,7 @@ impl Coordinator {
             if kind == Kind::Front(MicroBatch(0)) {
                 self.open_audit();
             }
-            self.running = Some((generation, kind));
+            self.running = Some((generation, kind, self.now));
             self.outputs.push_back(Output::Job(job));
         }
         self.close_step();
@@ -182,7 +183,7 @@ impl Coordinator {
         let begun = run.open.begun;
         let (waiting, states) = (participants, Vec::new());
         run.closing = Some(Closing { report, scale, host_applies, waiting, states, begun });
-        run.open = OpenStep::new(step.next(), &run.plan, settings);
+        run.open = OpenStep::new(step.next(), &run.plan);
         run.stir(self.now);
         let stages: Vec<PeerId> = run.plan.stages().iter().map(|(id, _)| *id).collect();
         for id in stages {
@@ -191,7 +192,7 @@ impl Coordinator {
     }
 
     pub(super) fn job_failed(&mut self, reason: String, failure: Failure) {
-        let Some((generation, kind)) = self.running.take() else { return };
+        let Some((generation, kind, _)) = self.running.take() else { return };
         match kind {
             Kind::InferFront(request) | Kind::InferHead(request) => {
                 self.outputs.push_back(Output::Inferred { request, done: true });
@@ -232,7 +233,7 @@ impl Coordinator {
     }
 
     pub(super) fn done(&mut self, done: Done) {
-        let Some((generation, kind)) = self.running.take() else { return };
+        let Some((generation, kind, since)) = self.running.take() else { return };
         let (current, now) = (self.generation, self.now);
         let done = match (kind, done) {
             (Kind::Measure(id), Done::Measure(profile)) => return self.measured_itself(id, *profile),
@@ -252,6 +253,8 @@ impl Coordinator {
             }
             return;
         }
+        self.timed_itself(kind, now.saturating_sub(since));
+        let Some(run) = self.run.as_mut() else { return };
         let step = run.open.step;
         let first = run.plan.stages().first().map(|(id, _)| *id);
         let last = run.plan.stages().last().map(|(id, _)| *id);

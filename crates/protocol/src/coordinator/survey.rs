@@ -2,7 +2,7 @@
 //! fetched, and both kept up to date by the run itself.
 
 use super::room::whole;
-use super::state::{Compute, End, Run, Shape, Survey};
+use super::state::{Compute, End, Kind, Own, Run, Shape, Survey};
 use super::{Coordinator, Output};
 use crate::ids::PeerId;
 use crate::message::{Measure, Message, Times};
@@ -191,9 +191,9 @@ impl Coordinator {
         let question = Measure { id: self.questions.wrapping_add(1), config, settings, most };
         if !self.question.as_ref().is_some_and(|old| old.is_like(&question)) {
             self.questions = question.id;
-            (self.question, self.own_profile) = (Some(question), None);
+            (self.question, self.own) = (Some(question), None);
         }
-        let host = self.own_profile.is_none();
+        let host = self.own.is_none();
         if let Some(run) = &mut self.run {
             run.survey = Some(Survey { since: self.now, host });
         }
@@ -257,8 +257,8 @@ impl Coordinator {
         }
         let samples = self.run.as_ref().map_or(1, Run::samples);
         let HostProfile { device, front, head } = profile;
-        self.own_profile =
-            plausible(device, samples, u64::MAX).map(|device| HostProfile { device, front, head });
+        self.own =
+            plausible(device, samples, u64::MAX).map(|device| Own::new(HostProfile { device, front, head }));
         if let Some(survey) = self.run.as_mut().and_then(|run| run.survey.as_mut()) {
             survey.host = false;
         }
@@ -339,8 +339,8 @@ impl Coordinator {
         let Some(run) = &self.run else { return };
         let Some(blocks) = run.plan.shape.blocks_of(from) else { return };
         let blocks = blocks.len() as f64;
-        let (samples, recompute) = (run.samples(), run.start.settings.recompute);
-        let most = usize::from(run.start.settings.micro_batches);
+        let recompute = run.plan.position(from).is_some_and(|position| run.plan.recomputes(position));
+        let (samples, most) = (run.samples(), usize::from(run.plan.micro_batches()));
         let Some(peer) = self.peers.get_mut(&from) else { return };
         if peer.compute.tracker().is_none() {
             let question = self.question.as_ref().map_or(0, |question| question.id);
@@ -353,6 +353,27 @@ impl Coordinator {
         }
         for time in times.backward.iter().take(most) {
             tracker.observe(JobKind::Backward { recompute }, blocks, samples, time.as_secs_f64());
+        }
+    }
+
+    /// What a pass of the host's own blocks took, the ends among it.
+    pub(super) fn timed_itself(&mut self, kind: Kind, took: Duration) {
+        let (Some(run), Some(own)) = (&self.run, &mut self.own) else { return };
+        let (blocks, samples) = (run.plan.shape.host.len() as f64, run.samples());
+        if blocks == 0.0 {
+            return;
+        }
+        match kind {
+            Kind::Front(_) => {
+                let seconds = (took.as_secs_f64() - own.front.at(samples)).max(0.0);
+                own.tracker.observe(JobKind::Forward, blocks, samples, seconds);
+            }
+            Kind::BackFront => {
+                let recompute = run.plan.recompute.0;
+                let seconds = took.as_secs_f64();
+                own.tracker.observe(JobKind::Backward { recompute }, blocks, samples, seconds);
+            }
+            _ => {}
         }
     }
 

@@ -134,7 +134,7 @@ impl Coordinator {
         run.stirred = self.now;
         let stages = run.plan.stages();
         let positions = u16::try_from(stages.len()).unwrap_or(u16::MAX).saturating_add(2);
-        let micro_batches = run.start.settings.micro_batches;
+        let micro_batches = run.plan.micro_batches();
         let closing = run.closing.as_ref().map(|closing| (closing.report.step, &closing.waiting));
         let mut idle = None;
         let mut cut = None;

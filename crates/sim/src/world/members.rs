@@ -321,8 +321,13 @@ impl<M: Model> World<M> {
         let time = match self.room.pace {
             _ if name == JobName::Measure => Duration::from_millis(self.rng.random_range(1..1000)),
             Pace::Random => {
-                let assign = self.nodes.get(&who).and_then(|node| node.stage.assign());
-                let blocks = assign.filter(|_| name.is_pass()).map_or(1, |assign| assign.blocks.len().max(1));
+                let own = if who == HOST {
+                    self.host_body.blocks.len()
+                } else {
+                    let assign = self.nodes.get(&who).and_then(|node| node.stage.assign());
+                    assign.map_or(1, |assign| assign.blocks.len())
+                };
+                let blocks = if name.is_pass() { own.max(1) } else { 1 };
                 let block = Duration::from_micros(self.rng.random_range(0..20_000));
                 let slow = self.body(who).map_or(1, |body| body.slow);
                 block * slow * u32::try_from(blocks).unwrap_or(u32::MAX)
