@@ -59,7 +59,7 @@ impl Shape {
 pub struct Costs {
     /// Floating-point operations of a block's forward pass, a sample.
     pub forward: f64,
-    /// Of its backward pass.
+    /// Of its backward pass, the activations kept.
     pub backward: f64,
     /// Of the embedding, a sample.
     pub front: f64,
@@ -81,10 +81,10 @@ pub struct Costs {
     pub state: f64,
     /// Bytes of a sample's hidden state on the way.
     pub boundary: f64,
-    /// Bytes that a block keeps of a sample for backward.
-    pub kept: f64,
-    /// Bytes that the one block that runs takes on top, a sample.
-    pub open: f64,
+    /// Bytes that a block keeps of a sample for backward: all, or its input where the rest is computed again.
+    pub kept: [f64; 2],
+    /// Bytes that the one block that runs takes on top, a sample: likewise.
+    pub open: [f64; 2],
 }
 
 impl Costs {
@@ -100,7 +100,6 @@ impl Costs {
         let adapter = f64::from(settings.lora_rank) * adapted;
         let attention = 4.0 * tokens * hidden;
         let forward = tokens * (2.0 * weights + attention + 2.0 * adapter);
-        let recomputed = if settings.recompute { forward } else { 0.0 };
         let bytes = match settings.backbone {
             Backbone::F32 => 4.0,
             Backbone::Bf16 => 2.0,
@@ -117,11 +116,10 @@ impl Costs {
         let scores = 3.0 * f64::from(shape.heads) * tokens;
         let trace = 4.0 * tokens * (6.0 * hidden + 2.0 * kv + scores + mlp);
         let input = 4.0 * tokens * hidden;
-        let (kept, open) = if settings.recompute { (input, 2.0 * trace) } else { (trace, trace) };
         let vocab = f64::from(shape.vocab) * hidden;
         Self {
             forward,
-            backward: tokens * (2.0 * weights + 2.0 * attention + 4.0 * adapter) + recomputed,
+            backward: tokens * (2.0 * weights + 2.0 * attention + 4.0 * adapter),
             front: 2.0 * tokens * hidden,
             head: 4.0 * tokens * vocab,
             update: 10.0 * adapter,
@@ -132,13 +130,19 @@ impl Costs {
             adapters: 16.0 * adapter,
             state: 12.0 * adapter,
             boundary: crossing * tokens * hidden,
-            kept,
-            open,
+            kept: [trace, input],
+            open: [trace, 2.0 * trace],
         }
     }
 
-    /// Operations of a job over so many blocks.
-    pub fn work(&self, job: JobName, blocks: u16, ends: bool) -> f64 {
+    /// Cuts a step of `batch` samples in so many micro-batches.
+    pub fn cut(&mut self, batch: u32, micro_batches: u16) {
+        self.samples = f64::from(batch) / f64::from(micro_batches.max(1));
+    }
+
+    /// Operations of a job over so many blocks, on the host (`ends`) or on a stage, with activations computed again or not.
+    pub fn work(&self, job: JobName, blocks: u16, ends: bool, recompute: bool) -> f64 {
+        let again = if recompute { self.forward } else { 0.0 };
         let (blocks, samples) = (f64::from(blocks), self.samples);
         let front = if ends { self.front } else { 0.0 };
         match job {
@@ -146,7 +150,7 @@ impl Costs {
             JobName::Check => samples * blocks * self.forward,
             JobName::Forward => samples * (blocks * self.forward + front),
             JobName::Head => samples * self.head,
-            JobName::Backward => samples * blocks * self.backward,
+            JobName::Backward => samples * blocks * (self.backward + again),
             JobName::Norm | JobName::Apply => blocks * self.update,
             JobName::Infer => blocks * self.forward + front,
         }
@@ -175,10 +179,10 @@ impl Costs {
             frozen: [self.weights as u64; 4],
             adapters: self.adapters as u64,
             state: self.state as u64,
-            kept: growth(self.kept),
-            input: growth(self.kept),
-            open: growth(self.open),
-            open_recompute: growth(self.open),
+            kept: growth(self.kept[0]),
+            input: growth(self.kept[1]),
+            open: growth(self.open[0]),
+            open_recompute: growth(self.open[1]),
         };
         let numbers = match settings.boundary {
             Precision::F32 => self.boundary / 4.0,
@@ -195,11 +199,12 @@ impl Costs {
     }
 
     /// Bytes that a stage of so many blocks holds with so many micro-batches in flight.
-    pub fn memory(&self, blocks: u16, in_flight: u16) -> f64 {
+    pub fn memory(&self, blocks: u16, in_flight: u16, recompute: bool) -> f64 {
+        let (kept, open) = (self.kept[usize::from(recompute)], self.open[usize::from(recompute)]);
         let (blocks, in_flight) = (f64::from(blocks), f64::from(in_flight));
         let resting = blocks * (self.weights + self.adapters);
-        let open = if blocks > 0.0 { self.samples * self.open } else { 0.0 };
-        resting + in_flight * blocks * self.samples * self.kept + open
+        let open = if blocks > 0.0 { self.samples * open } else { 0.0 };
+        resting + in_flight * blocks * self.samples * kept + open
     }
 }
 
@@ -340,11 +345,11 @@ mod tests {
         let costs = Costs::transformer(&shape, &settings);
         assert_eq!(costs.weights, 4.0 * 3_538_944.0);
         assert_eq!(costs.boundary, 2.0 * 64.0 * 576.0);
-        let again = Costs::transformer(&shape, &Settings { recompute: true, ..settings });
-        assert_eq!(again.backward, costs.backward + costs.forward);
-        assert!(again.kept < costs.kept / 5.0);
-        let one = costs.memory(3, 1);
-        assert!((costs.memory(3, 3) - one - 2.0 * 3.0 * costs.kept).abs() < 1.0);
-        assert_eq!(costs.memory(0, 0), 0.0);
+        let backward = |recompute| costs.work(JobName::Backward, 2, false, recompute);
+        assert_eq!(backward(true) - backward(false), costs.work(JobName::Forward, 2, false, false));
+        assert!(costs.kept[1] < costs.kept[0] / 5.0);
+        let one = costs.memory(3, 1, false);
+        assert!((costs.memory(3, 3, false) - one - 2.0 * 3.0 * costs.kept[0]).abs() < 1.0);
+        assert_eq!(costs.memory(0, 0, false), 0.0);
     }
 }

@@ -274,7 +274,8 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
         let device = device(*who, blocks.len())?;
         room.devices.push(PeerProfile { device, link: LinkProfile::IDEAL });
         let devices = vec![DeviceIndex(index)];
-        stages.push(StagePlan { devices, blocks: blocks.clone(), recompute: settings.recompute });
+        let recompute = plan.recompute.1.get(usize::from(index)).copied().unwrap_or(false);
+        stages.push(StagePlan { devices, blocks: blocks.clone(), recompute });
     }
     if matches!(world.room.network, Network::Modelled(_)) {
         for (from, a) in &nodes {
@@ -286,15 +287,16 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
         }
     }
     let last = plan.stages.last().map_or(0, |(_, blocks)| blocks.end);
+    let growth = |bytes: f64| Growth { linear: bytes as u64, quadratic: 0 };
     let block = BlockProfile {
         work: 1.0,
         frozen: [costs.weights as u64; 4],
         adapters: costs.adapters as u64,
         state: costs.state as u64,
-        kept: Growth { linear: costs.kept as u64, quadratic: 0 },
-        input: Growth::default(),
-        open: Growth { linear: costs.open as u64, quadratic: 0 },
-        open_recompute: Growth::default(),
+        kept: growth(costs.kept[0]),
+        input: growth(costs.kept[1]),
+        open: growth(costs.open[0]),
+        open_recompute: growth(costs.open[1]),
     };
     let model = ModelProfile {
         blocks: vec![block; last.into()],
@@ -306,19 +308,17 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
         loading: 0,
     };
     let partition = Partition {
-        micro_batches: settings.micro_batches,
+        micro_batches: plan.micro_batches,
         storage: plan::Storage::F32,
         boundary: BoundaryPrecision::F16,
         host: 0..own,
-        host_recompute: settings.recompute,
+        host_recompute: plan.recompute.0,
         stages,
     };
     let options = Options {
         batch_size: settings.batch_size,
-        micro_batches: vec![settings.micro_batches],
+        micro_batches: vec![plan.micro_batches],
         commit_overlaps: true,
-        // Backward already costs what recomputing it costs.
-        recompute: plan::Recompute::Never,
         ..Options::default()
     };
     plan::predict(&room, &model, &options, &partition)

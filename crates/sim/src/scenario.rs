@@ -11,7 +11,7 @@ use crate::toy::{Toy, ToyModel};
 use crate::world::{HOST, Pace, Room, World, peer};
 use baton_protocol::PeerId;
 use baton_protocol::codec::Precision;
-use baton_protocol::run::{Backbone, Settings, SettingsError};
+use baton_protocol::run::{Backbone, Freedom, Settings, SettingsError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -143,6 +143,15 @@ enum ModelKind {
     Transformer(Shape),
 }
 
+/// What may be left to the planner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Free {
+    MicroBatches,
+    Recompute,
+    HostBlocks,
+}
+
 /// The settings that matter where there is no text.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -156,6 +165,8 @@ struct SettingsFile {
     boundary: Option<Precision>,
     backbone: Option<Backbone>,
     recompute: Option<bool>,
+    /// What the planner may choose: "micro_batches", "recompute", "host_blocks".
+    free: Option<Vec<Free>>,
     evaluate_every: Option<u32>,
 }
 
@@ -378,6 +389,7 @@ impl SettingsFile {
     fn settings(&self) -> Settings {
         let default = Settings::default();
         let steps = self.steps.unwrap_or(20);
+        let is_free = |what: Free| self.free.as_ref().is_some_and(|free| free.contains(&what));
         Settings {
             steps,
             batch_size: self.batch_size.unwrap_or(default.batch_size),
@@ -393,6 +405,11 @@ impl SettingsFile {
             // Judging takes as long as a text of its own; it is asked for by name.
             validation: if self.evaluate_every.is_some() { 0.1 } else { 0.0 },
             evaluate_every: self.evaluate_every.unwrap_or(0),
+            freedom: Freedom {
+                micro_batches: is_free(Free::MicroBatches),
+                recompute: is_free(Free::Recompute),
+                host_blocks: is_free(Free::HostBlocks),
+            },
             ..default
         }
     }

@@ -128,6 +128,10 @@ pub struct PlanMade {
     pub went_on: Option<Duration>,
     /// Who runs what, in pipeline order.
     pub stages: Vec<(PeerId, Range<u16>)>,
+    /// Into how many micro-batches a step is cut.
+    pub micro_batches: u16,
+    /// Who computes activations again: the host, and each stage.
+    pub recompute: (bool, Vec<bool>),
 }
 
 /// A point of a run, as a device sees it.
@@ -195,6 +199,7 @@ struct Body {
     /// What its engine works on, and since when.
     doing: Option<(Doing, Duration)>,
     blocks: Range<u16>,
+    recompute: bool,
     /// Blocks on its disk.
     cached: BTreeSet<u16>,
     in_flight: u16,

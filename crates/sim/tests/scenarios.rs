@@ -238,3 +238,80 @@ fn a_host_takes_the_blocks_that_the_others_have_no_memory_for() {
             .all(|life| life.peak_memory < if life.name == "host" { 700e6 } else { 300e6 })
     );
 }
+
+/// Scenario text with lines replaced.
+fn even_with(changes: &[(&str, &str)]) -> Outcome {
+    let text =
+        std::fs::read_to_string(format!("{}/scenarios/even.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let text = changes.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    });
+    let outcome = Scenario::parse(&text).unwrap().run(0).unwrap();
+    assert_eq!(outcome.violation, None);
+    outcome
+}
+
+fn step(outcome: &Outcome) -> f64 {
+    outcome.step_time().unwrap().as_secs_f64()
+}
+
+#[test]
+fn a_host_has_blocks_of_its_own_where_that_makes_steps_shorter() {
+    const TARGETS: &str = "targets = [\"q_proj\", \"v_proj\"]";
+    const FREE: &str = "targets = [\"q_proj\", \"v_proj\"]\nfree = [\"host_blocks\"]";
+    let own = |outcome: &Outcome| outcome.plan.as_ref().unwrap().stages[0].1.start;
+    for (gflops, phones) in [("gflops = 200", "count = 4"), ("gflops = 40", "count = 1")] {
+        let room = [("gflops = 200", gflops), ("count = 4", phones)];
+        let without = even_with(&room);
+        let with = even_with(&[room[0], room[1], (TARGETS, FREE)]);
+        assert_eq!(own(&without), 0);
+        assert!(own(&with) > 0, "{gflops}");
+        assert!(step(&with) < 0.9 * step(&without), "{} {}", step(&with), step(&without));
+        // Whoever came takes part all the same, and the planner knew how long it takes.
+        assert_eq!(with.plan.as_ref().unwrap().stages.len(), without.plan.as_ref().unwrap().stages.len());
+        let predicted = with.prediction.as_ref().unwrap().step;
+        assert!((predicted / step(&with) - 1.0).abs() < 0.1, "{predicted} {}", step(&with));
+    }
+    // A host that has enough to do with the ends has none.
+    assert_eq!(own(&even_with(&[("gflops = 200", "gflops = 12"), (TARGETS, FREE)])), 0);
+}
+
+#[test]
+fn a_step_is_cut_as_the_devices_and_their_links_ask_for() {
+    const CUT: &str = "micro_batches = 8";
+    const FREE: &str = "free = [\"micro_batches\"]";
+    let cut = |outcome: &Outcome| outcome.plan.as_ref().unwrap().micro_batches;
+    let with = |count: &str, more: &[(&str, &str)]| {
+        let changes: Vec<_> = std::iter::once((CUT, count)).chain(more.iter().copied()).collect();
+        even_with(&changes)
+    };
+    // What holds until the devices are known is 4.
+    for link in ["latency_ms = 1.5", "latency_ms = 20"] {
+        let link = [("latency_ms = 1.5", link)];
+        let free = with(FREE, &link);
+        let fixed = [1, 2, 4, 8].map(|count| step(&with(&format!("micro_batches = {count}"), &link)));
+        let fastest = fixed.into_iter().fold(f64::INFINITY, f64::min);
+        assert!(cut(&free) == 8 && step(&free) < 1.02 * fastest, "{} {fixed:?}", step(&free));
+    }
+    // A device that would not have the memory for four samples at once has it for one.
+    let small = [("count = 4", "count = 1\nmemory_mb = 600")];
+    let tight = with("micro_batches = 1\nfree = [\"micro_batches\"]", &small);
+    assert!(cut(&tight) > 1 && tight.recoveries.is_empty(), "{:?}", tight.plan);
+}
+
+#[test]
+fn who_lacks_the_memory_computes_activations_again_and_nobody_else() {
+    const CUT: &str = "micro_batches = 8";
+    const FREE: &str = "micro_batches = 8\nfree = [\"recompute\"]";
+    let small = ("count = 4", "count = 3");
+    let roomy = even_with(&[(CUT, FREE), small]);
+    assert_eq!(roomy.plan.as_ref().unwrap().recompute, (false, vec![false; 3]));
+    // All of the memory that the second of three has when it keeps everything.
+    let most = roomy.trace.lives.values().filter(|life| life.name != "host").map(|life| life.peak_memory);
+    let least = format!("count = 3\nmemory_mb = {}", most.fold(f64::INFINITY, f64::min) / 1e6 + 40.0);
+    let tight = even_with(&[(CUT, FREE), ("count = 4", &least)]);
+    let plan = tight.plan.as_ref().unwrap();
+    assert!(plan.recompute.1.contains(&true) && plan.recompute.1.contains(&false), "{plan:?}");
+    assert!(tight.recoveries.is_empty() && tight.trace.lives.values().all(|life| life.gone.is_none()));
+}

@@ -139,11 +139,19 @@ impl<M: Model> World<M> {
     fn planned(&mut self, to: PeerId, assign: &Assign) {
         let generation = assign.generation;
         if self.plans.last().is_none_or(|plan| plan.generation != generation) {
-            let plan = PlanMade { generation, at: self.now, went_on: None, stages: Vec::new() };
+            let plan = PlanMade {
+                generation,
+                at: self.now,
+                went_on: None,
+                stages: Vec::new(),
+                micro_batches: assign.settings.micro_batches,
+                recompute: (false, Vec::new()),
+            };
             self.plans.push(plan);
         }
         if let Some(plan) = self.plans.last_mut() {
             plan.stages.push((to, assign.blocks.clone()));
+            plan.recompute.1.push(assign.settings.recompute);
         }
         if let Some(life) = self.trace.as_mut().and_then(|trace| trace.lives.get_mut(&to)) {
             life.blocks = assign.blocks.clone();
@@ -158,8 +166,14 @@ impl<M: Model> World<M> {
             return self.begin(HOST, JobName::Measure, None);
         }
         let (name, slice) = (JobName::from(&job), micro_batch_of_host(&job));
-        if let coordinator::Job::Load { blocks, .. } = &job {
-            self.host_body.load(blocks);
+        if let coordinator::Job::Load { blocks, micro_batches, recompute, .. } = &job {
+            self.host_body.load(blocks, *recompute);
+            if let Pace::Modelled(costs) = &mut self.room.pace {
+                costs.cut(self.room.settings.batch_size, *micro_batches);
+            }
+            if let Some(plan) = self.plans.last_mut() {
+                plan.recompute.0 = *recompute;
+            }
         }
         if let (coordinator::Job::Front { .. }, Some(plan)) = (&job, self.plans.last_mut()) {
             plan.went_on.get_or_insert(self.now);
@@ -245,7 +259,7 @@ impl<M: Model> World<M> {
         }
         let Some(node) = self.nodes.get_mut(&who) else { return };
         if let stage::Job::Load(assign) = &job {
-            node.body.load(&assign.blocks);
+            node.body.load(&assign.blocks, assign.settings.recompute);
         }
         let (name, slice) = (JobName::from(&job), micro_batch_of_stage(&job));
         let two = node.job.is_some();
@@ -274,7 +288,7 @@ impl<M: Model> World<M> {
         let samples = measure.settings.batch_size.div_ceil(measure.settings.micro_batches.into()).max(1);
         let curve = |job: JobName| match pace {
             Pace::Modelled(costs) => {
-                let flop = costs.work(job, 1, false) / costs.samples;
+                let flop = costs.work(job, 1, false, false) / costs.samples;
                 let each = flop / spec.flops;
                 Curve::affine(slow * spec.overhead.as_secs_f64(), slow * each)
             }
@@ -345,7 +359,12 @@ impl<M: Model> World<M> {
             body.job = sequence;
         }
         if name == JobName::Load {
-            self.schedule(self.now + time / 2, Event::Progress(who, 50));
+            // A slow line brings something all the time.
+            let tells = (time.as_secs() / 10).clamp(1, 99);
+            for told in 1..=tells {
+                let share = told * 100 / (tells + 1);
+                self.schedule(self.now + time.mul_f64(share as f64 / 100.0), Event::Progress(who, share));
+            }
         }
         if !(name.is_pass() && self.nodes.get(&who).is_some_and(|node| node.stalls)) {
             self.schedule(self.now + time, Event::Done(who, sequence));
@@ -363,7 +382,9 @@ impl<M: Model> World<M> {
             _ => {}
         }
         let blocks = body.blocks.len() as u16;
-        let held = costs.memory(blocks, body.in_flight) + if who == HOST { costs.ends } else { 0.0 };
+        let recompute = body.recompute;
+        let held =
+            costs.memory(blocks, body.in_flight, recompute) + if who == HOST { costs.ends } else { 0.0 };
         if name == JobName::Backward {
             body.in_flight = body.in_flight.saturating_sub(1);
         }
@@ -373,7 +394,8 @@ impl<M: Model> World<M> {
             body.cached.extend(body.blocks.clone());
             seconds(f64::from(blocks) * costs.file / body.spec.disk)
         } else {
-            body.heat.work(&body.spec, costs.work(name, blocks, who == HOST), now) * body.slow
+            let flop = costs.work(name, blocks, who == HOST, recompute);
+            body.heat.work(&body.spec, flop, now) * body.slow
         };
         if let Some(life) = self.trace.as_mut().and_then(|trace| trace.lives.get_mut(&who)) {
             life.peak_memory = life.peak_memory.max(held);
@@ -512,8 +534,8 @@ impl<M: Model> World<M> {
 }
 
 impl Body {
-    fn load(&mut self, blocks: &Range<u16>) {
-        self.blocks = blocks.clone();
+    fn load(&mut self, blocks: &Range<u16>, recompute: bool) {
+        (self.blocks, self.recompute) = (blocks.clone(), recompute);
     }
 }
 
