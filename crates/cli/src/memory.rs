@@ -49,8 +49,9 @@ const SHAPES: [(&str, &str); 4] = [
 
 /// Say what the devices of a room would hold at their most, and how much less that is than on one device alone.
 ///
-/// A room of N devices is the host, which has both ends of the model, and N − 1 others, among which the blocks are spread
-/// evenly; alone, the host has everything. Every device counts, and so does the program that a tab runs.
+/// A room of N devices is the host, which has both ends of the model, and N − 1 others. The host has as many blocks of its
+/// own as leave the most loaded device the least (or as many as you say), and the rest is spread evenly over the others;
+/// alone, the host has everything. Every device counts, and so does the program that a tab runs.
 #[derive(Args)]
 pub(crate) struct Memory {
     /// bert-base, gpt2, smollm2-135m, tinyllama-1.1b, or a folder with a config.json; all four where none is named
@@ -61,6 +62,9 @@ pub(crate) struct Memory {
     /// How frozen weights are kept: f32, bf16, int8 or nf4
     #[arg(long, default_value = "f32")]
     backbone: String,
+    /// Blocks of the host's own beside other devices; otherwise as many as leave the most loaded device the least
+    #[arg(long)]
+    host_blocks: Option<u16>,
     #[command(flatten)]
     shape: RunShape,
     /// Keep the blocks' inputs alone, and compute the rest again in backward
@@ -118,7 +122,10 @@ impl Memory {
             models => models.to_vec(),
         };
         let all: Vec<Rooms> =
-            named.into_iter().map(|model| rooms(model, &settings, &self.devices)).collect::<Result<_>>()?;
+            named
+            .into_iter()
+            .map(|model| rooms(model, &settings, &self.devices, self.host_blocks))
+            .collect::<Result<_>>()?;
         if self.json {
             println!("{}", serde_json::to_string_pretty(&all)?);
         } else {
@@ -128,7 +135,7 @@ impl Memory {
     }
 }
 
-fn rooms(model: String, settings: &Settings, devices: &[usize]) -> Result<Rooms> {
+fn rooms(model: String, settings: &Settings, devices: &[usize], own: Option<u16>) -> Result<Rooms> {
     let known = SHAPES.iter().find(|(name, _)| *name == model).map(|(_, json)| (*json).to_owned());
     let json = match known {
         Some(json) => json,
@@ -141,9 +148,14 @@ fn rooms(model: String, settings: &Settings, devices: &[usize]) -> Result<Rooms>
         }
     };
     let config = ModelConfig::parse(json.as_bytes())?;
-    let one = peak(&shares(&config, settings, 1)?);
+    let one = peak(&shares(&config, settings, 1, 0)?);
+    let blocks = u16::try_from(config.num_hidden_layers).context("the model has too many blocks")?;
     let room = |&devices: &usize| {
-        let loads = shares(&config, settings, devices)?;
+        let most = blocks.saturating_sub(1);
+        let candidates = own.map_or(0..=most, |own| own.min(most)..=own.min(most));
+        let all: Vec<_> =
+            candidates.map(|own| shares(&config, settings, devices, own)).collect::<Result<_>>()?;
+        let loads = all.into_iter().min_by_key(|loads| peak(loads)).context("a model without blocks")?;
         let most = peak(&loads);
         Ok(OneRoom { devices, loads, peak: most, reduction: 1.0 - most as f64 / one as f64 })
     };
@@ -154,11 +166,12 @@ fn peak(loads: &[Share]) -> u64 {
     loads.iter().map(|load| load.total).max().unwrap_or(0)
 }
 
-/// What each of so many devices holds, the host first.
-fn shares(config: &ModelConfig, settings: &Settings, devices: usize) -> Result<Vec<Share>> {
+/// What each of so many devices holds, the host with its own blocks first.
+fn shares(config: &ModelConfig, settings: &Settings, devices: usize, own: u16) -> Result<Vec<Share>> {
     let blocks = u16::try_from(config.num_hidden_layers).context("the model has too many blocks")?;
-    let stages = even_split(blocks, devices.saturating_sub(1));
-    let host = if stages.is_empty() { 0..blocks } else { 0..0 };
+    let stages = even_split(blocks.saturating_sub(own), devices.saturating_sub(1));
+    let stages: Vec<_> = stages.into_iter().map(|stage| stage.start + own..stage.end + own).collect();
+    let host = if stages.is_empty() { 0..blocks } else { 0..own };
     let ranges: Vec<_> = std::iter::once(host.clone()).chain(stages.iter().cloned()).collect();
     let storage = match settings.backbone {
         Backbone::F32 => Storage::F32,
@@ -238,12 +251,15 @@ fn table(all: &[Rooms], settings: &Settings) -> String {
         if settings.recompute { ", recomputing" } else { "" },
     ));
     line(String::new());
-    line("| model | devices | the host | each other device | the most loaded | less than alone |".into());
+    line("| model | devices | the host (its blocks) | each other device (its blocks) | the most loaded | less than alone |".into());
     line("| --- | --- | --- | --- | --- | --- |".into());
     for Rooms { model, rooms, .. } in all {
         for room in rooms {
             let (host, stages) = room.loads.split_at(1);
-            let each = |share: &Share| format!("{:.0}", mib(share.total));
+            let each = |share: &Share| match share.blocks {
+                [from, to] if from == to => format!("{:.0}", mib(share.total)),
+                [from, to] => format!("{:.0} ({})", mib(share.total), to - from),
+            };
             line(format!(
                 "| {model} | {} | {} | {} | {:.0} | {} |",
                 room.devices,

@@ -36,7 +36,7 @@ pub trait Environment: Clone + 'static {
         0
     }
 
-    /// Lets the environment deliver what has arrived, before a job keeps the thread busy.
+    /// Lets the environment deliver what has arrived while a job kept the thread busy.
     fn breathe(&self) -> impl Future<Output = ()>;
 
     /// Bytes that this device can spare for what it trains, found out no further than `most`. `held` of them it has

@@ -61,24 +61,30 @@ struct Load {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    println!("{}", said(&options, &[], false).await?);
+    println!("{}", said(&options, &[], None, false).await?);
     if options.table {
         return Ok(());
     }
     let models: Vec<&str> = options.models.iter().map(String::as_str).collect();
-    let said: Vec<Said> = serde_json::from_str(&said(&options, &models, true).await?)?;
+    let said: Vec<Said> = serde_json::from_str(&said(&options, &models, Some(0), true).await?)?;
     println!(
         "| model | devices | MiB of each at its most, the host first: measured (said) | the most | less than alone |"
     );
     println!("| --- | --- | --- | --- | --- |");
     let mut worst: f64 = 0.0;
-    for Said { model, config, rooms } in &said {
+    for Said { model, config, rooms } in said {
         let folder = tempfile::tempdir()?;
-        made::make(folder.path(), config)?;
+        made::make(folder.path(), &config)?;
         let mut alone = None;
         for room in rooms {
             let path = folder.path().to_string_lossy();
-            let measured = measure(&options, &path, room.devices).await?;
+            let (measured, own) = measure(&options, &path, room.devices).await?;
+            // Between two devices the plan has found its own balance: the model is asked about that one.
+            let room = match own {
+                Some(own) if room.devices == 2 => with_host_blocks(&options, &model, own).await?,
+                _ => room,
+            };
+            ensure!(own.is_some() == (room.devices > 1), "no stage said which blocks it had");
             ensure!(measured.len() == room.loads.len(), "{model}: not every device got blocks");
             let peak = measured.iter().copied().max().unwrap_or(0);
             let alone = *alone.get_or_insert(peak);
@@ -100,8 +106,16 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// What the model of memory says of these models, or of all that it knows.
-async fn said(options: &Options, models: &[&str], json: bool) -> Result<String> {
+/// What the model of memory says of a room of two, the host with so many blocks.
+async fn with_host_blocks(options: &Options, model: &str, own: u16) -> Result<Room> {
+    let said: Vec<Said> = serde_json::from_str(&said(options, &[model], Some(own), true).await?)?;
+    let rooms = said.into_iter().flat_map(|said| said.rooms);
+    rooms.into_iter().find(|room| room.devices == 2).context("no room of two")
+}
+
+/// What the model of memory says of these models, or of all that it knows; without a number of blocks for the host, with the
+/// one that is best.
+async fn said(options: &Options, models: &[&str], own: Option<u16>, json: bool) -> Result<String> {
     let devices = options.devices.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
     let numbers =
         [options.batch_size, options.micro_batches, options.seq_len].map(|number| number.to_string());
@@ -111,6 +125,10 @@ async fn said(options: &Options, models: &[&str], json: bool) -> Result<String> 
     if !options.keep {
         arguments.push("--recompute");
     }
+    let own = own.map(|own| own.to_string());
+    if let Some(own) = &own {
+        arguments.extend(["--host-blocks", own]);
+    }
     if json {
         arguments.extend(["--devices", &devices, "--json"]);
     }
@@ -118,8 +136,8 @@ async fn said(options: &Options, models: &[&str], json: bool) -> Result<String> 
     baton(&arguments).await
 }
 
-/// The most bytes that each device's engine had, the host's first.
-async fn measure(options: &Options, model: &str, devices: usize) -> Result<Vec<u64>> {
+/// The most bytes that each device's engine had, the host's first, and how many blocks the host had beside others.
+async fn measure(options: &Options, model: &str, devices: usize) -> Result<(Vec<u64>, Option<u16>)> {
     let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
     server.report_memory()?;
     let watched = TabOptions { script: Some(WATCH_MEMORY.into()), ..TabOptions::default() };
@@ -135,6 +153,7 @@ async fn measure(options: &Options, model: &str, devices: usize) -> Result<Vec<u
         // Every sample as long as it may be.
         ("packing", "true".into()),
         ("activations", if options.keep { "never" } else { "always" }.into()),
+        ("host_blocks", (devices == 2).to_string()),
         ("target-all-linear", "true".into()),
         ("warmup_steps", "0".into()),
         ("validation", "0".into()),
@@ -152,12 +171,15 @@ async fn measure(options: &Options, model: &str, devices: usize) -> Result<Vec<u
     let mut order = vec![0];
     for stage in &stages {
         let blocks = stage.read("#stage", "data-blocks").await?;
-        order.push(1 + blocks.split('-').next().and_then(|first| first.parse::<usize>().ok()).unwrap_or(0));
+        let first = blocks.split('-').next().and_then(|first| first.parse::<u16>().ok());
+        order.push(first.context("a stage without blocks")?.saturating_add(1));
     }
-    let mut peaks: Vec<(usize, u64)> = order.into_iter().zip(peaks).collect();
+    // The host stands first in any case.
+    let own = order.get(1..).and_then(|stages| stages.iter().min()).map(|first| first - 1);
+    let mut peaks: Vec<(u16, u64)> = order.into_iter().zip(peaks).collect();
     peaks.sort_unstable();
     for tab in stages.into_iter().chain([host]) {
         tab.close().await?;
     }
-    Ok(peaks.into_iter().map(|(_, peak)| peak).collect())
+    Ok((peaks.into_iter().map(|(_, peak)| peak).collect(), own))
 }

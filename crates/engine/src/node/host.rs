@@ -27,7 +27,7 @@ use baton_transport::{Arrival, Channel};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt, select};
+use futures::{FutureExt, StreamExt, select_biased};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
@@ -382,7 +382,7 @@ pub async fn run_host<C: Channel + 'static>(
     host.sides.push(async move { Side::Kept(store.load().await.map(Box::new)) }.boxed_local());
     loop {
         host.drain();
-        select! {
+        select_biased! {
             input = queue.next() => match input {
                 Some(input) => host.input(input),
                 None => return,
@@ -459,12 +459,13 @@ impl<C: Channel + 'static, E: Environment, F: FnMut(HostEvent)> Host<C, E, F> {
         };
         let (environment, inputs, number) = (self.environment.clone(), self.inputs.clone(), self.engines);
         let run = async move {
-            environment.breathe().await;
             let progress = |loaded, total| {
                 // The loop that reads it is the one that waits for this job.
                 let _ = inputs.unbounded_send(Input::Progress(loaded, total));
             };
             let done = engine.run(job, &environment, progress).await;
+            // What came meanwhile is heard before the next job is chosen: a stage may wait for the head.
+            environment.breathe().await;
             (number, engine, done)
         };
         self.jobs.push(run.boxed_local());

@@ -17,7 +17,7 @@ use baton_transport::{Arrival, Channel};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt, select};
+use futures::{FutureExt, StreamExt, select_biased};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -116,7 +116,6 @@ pub async fn run_stage<C: Channel + 'static>(
                         let files = open(&job, host, embedded.as_deref(), &cache, &inputs, &questions);
                         jobs.push(
                             async move {
-                                environment.breathe().await;
                                 let progress = |loaded, total| {
                                     // The loop that reads it is the one that waits for this job.
                                     let _ = inputs.unbounded_send(Input::Progress(loaded, total));
@@ -127,6 +126,8 @@ pub async fn run_stage<C: Channel + 'static>(
                                     }
                                     Err(error) => Err(error),
                                 };
+                                // What came meanwhile is heard before the next job is chosen.
+                                environment.breathe().await;
                                 (engine, done)
                             }
                             .boxed_local(),
@@ -174,7 +175,7 @@ pub async fn run_stage<C: Channel + 'static>(
             return end;
         }
         let now = || environment.now();
-        select! {
+        select_biased! {
             input = queue.select_next_some() => match input {
                 Input::Channel { peer, lane, make } => net.insert(peer, lane, make),
                 Input::Frame { id, bytes } => for arrival in net.frame(id, &bytes) {
