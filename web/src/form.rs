@@ -162,6 +162,7 @@ impl Form {
                 &self.batch_size,
             )?,
             micro_batches: self.micro_batches()?,
+            ahead: 0,
             seq_len: read(
                 "set-seq_len",
                 "Sequence length",
@@ -222,6 +223,7 @@ impl Form {
             )?,
             freedom: Freedom {
                 micro_batches: self.micro_batches.trim().is_empty(),
+                ahead: true,
                 recompute: self.activations == "auto",
                 host_blocks: self.host_blocks,
             },
@@ -307,7 +309,7 @@ mod tests {
         };
         let chosen = chosen.settings().unwrap();
         assert_eq!((chosen.micro_batches, chosen.recompute), (8, true));
-        assert_eq!(chosen.freedom, Freedom::default());
+        assert_eq!(chosen.freedom, Freedom { ahead: true, ..Freedom::default() });
     }
 
     #[wasm_bindgen_test(unsupported = test)]

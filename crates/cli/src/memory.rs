@@ -121,8 +121,7 @@ impl Memory {
             [] => SHAPES.map(|(name, _)| name.to_owned()).to_vec(),
             models => models.to_vec(),
         };
-        let all: Vec<Rooms> =
-            named
+        let all: Vec<Rooms> = named
             .into_iter()
             .map(|model| rooms(model, &settings, &self.devices, self.host_blocks))
             .collect::<Result<_>>()?;
@@ -191,6 +190,7 @@ fn shares(config: &ModelConfig, settings: &Settings, devices: usize, own: u16) -
     });
     let partition = Partition {
         micro_batches: settings.micro_batches,
+        ahead: 0,
         storage,
         boundary: BoundaryPrecision::F16,
         host,

@@ -148,6 +148,7 @@ impl Train {
                 let most = u16::try_from(self.batch_size).unwrap_or(u16::MAX).max(1);
                 Settings::default().micro_batches.min(most)
             }),
+            ahead: 0,
             seq_len: self.seq_len,
             lora_rank: self.lora_rank.unwrap_or(8),
             lora_alpha: self.lora_alpha.unwrap_or(16.0),

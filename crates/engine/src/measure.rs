@@ -94,6 +94,7 @@ pub fn expected(assign: &Assign) -> Result<u64, EngineError> {
     let config = ModelConfig::parse(assign.config.as_bytes())?;
     // One more than the stages that follow, the host's head being the last of them.
     let in_flight = assign.stages.saturating_sub(assign.stage.0).saturating_add(1);
+    let in_flight = in_flight.saturating_add(assign.settings.ahead);
     part_bytes(&config, &assign.settings, &assign.blocks, in_flight)
 }
 

@@ -69,6 +69,7 @@ fn best_of(room: &Room, model: &ModelProfile, options: &Options, partitions: &[P
 fn partition(options: &Options, host: u16, stages: Vec<StagePlan>) -> Partition {
     Partition {
         micro_batches: 1,
+        ahead: 0,
         storage: options.storages[0],
         boundary: options.boundaries[0],
         host: 0..host,

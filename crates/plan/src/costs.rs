@@ -60,6 +60,8 @@ pub(crate) struct Costs {
     pub(crate) host_blocks: usize,
     pub(crate) max_replicas: usize,
     pub(crate) commit_overlaps: bool,
+    /// See [`crate::Partition::ahead`].
+    ahead: u64,
     batch: u64,
     /// Samples of a large micro-batch.
     samples: u64,
@@ -184,6 +186,7 @@ impl Costs {
             host_blocks: options.host_blocks.into(),
             max_replicas: usize::from(options.max_replicas).max(1),
             commit_overlaps: options.commit_overlaps,
+            ahead: 0,
             batch,
             samples,
             units: units.collect(),
@@ -215,6 +218,11 @@ impl Costs {
                 ..MemoryParts::default()
             },
         }
+    }
+
+    /// The same with so many micro-batches more in flight.
+    pub(crate) fn with_ahead(self, ahead: u16) -> Self {
+        Self { ahead: ahead.into(), ..self }
     }
 
     /// How many micro-batches there are.
@@ -432,7 +440,7 @@ impl Layout {
             let (from, to) = (start, start + len);
             start = to;
             let count = u64::from(mask.count_ones()).max(1);
-            let limit = behind.div_ceil(count).max(1);
+            let limit = (behind + costs.ahead).div_ceil(count).max(1);
             behind -= count;
             // A host that trains alone goes all the way with one before it takes the next.
             let alone = shape.stages.is_empty();

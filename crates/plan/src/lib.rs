@@ -19,6 +19,7 @@
 //! | [`plan`] | room, model, options | the fastest [`Plan`] that fits, or [`PlanError::Refused`] |
 //! | [`predict`] | the same and a [`Partition`] | its [`Prediction`]: step, bound, bubble; busy seconds and bytes of each device |
 //! | [`settle`] | the same | the partition in which those compute again whose memory demands it |
+//! | [`tune`] | the same | the best cut of its steps, micro-batches in flight and recomputation |
 //! | [`fetches`], [`fetch_time`] | two partitions | which blocks each device fetches, in how many seconds |
 //! | [`Hysteresis::worth_moving`] | [`Situation`] | [`Verdict`] |
 //! | [`Tracker::observe`], [`Tracker::profile`] | the times of jobs | [`Change`], the profile as it is now |
@@ -34,7 +35,9 @@ mod timeline;
 mod track;
 
 pub use bounded::at_most;
-pub use plan::{Load, MemoryParts, Partition, Plan, PlanError, Prediction, StagePlan, plan, predict, settle};
+pub use plan::{
+    Load, MemoryParts, Partition, Plan, PlanError, Prediction, StagePlan, plan, predict, settle, tune,
+};
 pub use profile::{
     BadProfile, BlockProfile, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, Growth,
     HostProfile, LinkProfile, ModelProfile, Node, Options, PeerProfile, Recompute, Room, Storage, Wire,

@@ -13,6 +13,10 @@ use std::ops::Range;
 /// Samples of a step at most, and devices that are planned for at most.
 pub(crate) const MAX_BATCH: u32 = 4096;
 pub(crate) const MAX_DEVICES: usize = 64;
+/// Micro-batches in flight cost memory: the fewest with which a step takes no longer than this share of the shortest.
+const ENOUGH: f64 = 1.02;
+/// Another number of micro-batches than the one in force has to take less than this share of its time.
+const OTHER_COUNT: f64 = 0.9;
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -44,6 +48,9 @@ pub struct StagePlan {
 pub struct Partition {
     /// Into how many micro-batches a step is cut.
     pub micro_batches: u16,
+    /// So many micro-batches more than 1F1B's P − p may be in flight at every position p of P: while one is on its way from
+    /// a device to the next, both have another to work on.
+    pub ahead: u16,
     /// How frozen weights are held.
     pub storage: Storage,
     /// How hidden states travel.
@@ -237,6 +244,7 @@ fn finish(
         });
     let partition = Partition {
         micro_batches,
+        ahead: 0,
         storage,
         boundary,
         host: 0..block(found.shape.host),
@@ -263,8 +271,7 @@ pub fn predict(
         return predict_for_some(room, model, options, partition);
     }
     let shape = shape_of(room, model, options, partition)?;
-    let Partition { micro_batches, storage, boundary, .. } = *partition;
-    let costs = Costs::new(room, model, options, micro_batches, storage, boundary);
+    let costs = costs_of(room, model, options, partition);
     let mut flags = vec![partition.host_recompute];
     flags.extend(partition.stages.iter().map(|stage| stage.recompute));
     let mut layout = Layout::default();
@@ -272,34 +279,93 @@ pub fn predict(
     Ok(prediction(&costs, &layout, &shape))
 }
 
+fn costs_of(room: &Room, model: &ModelProfile, options: &Options, partition: &Partition) -> Costs {
+    let Partition { micro_batches, ahead, storage, boundary, .. } = *partition;
+    Costs::new(room, model, options, micro_batches, storage, boundary).with_ahead(ahead)
+}
+
+/// The same devices with the same blocks, the rest as is best of what [`Options`] leave open: those compute activations again
+/// whose memory demands it, whatever the partition's own flags say; a step is cut in another number of micro-batches if that
+/// takes less than nine tenths of the time, or is what makes it fit; and no more of them are in flight than it takes to be
+/// within a fiftieth of the fastest. With what a step of it takes.
+///
+/// # Errors
+/// As [`predict`]'s; and a room of more than 64 devices.
+pub fn tune(
+    room: &Room,
+    model: &ModelProfile,
+    options: &Options,
+    partition: &Partition,
+) -> Result<(Partition, Prediction), PlanError> {
+    let shape = checked_shape(room, model, options, partition)?;
+    let with_count = |count: u16| {
+        let cut = Partition { micro_batches: count, ..partition.clone() };
+        let mut ways: Vec<_> = (0..=options.most_ahead)
+            .map(|ahead| settle_shape(room, model, options, &shape, Partition { ahead, ..cut.clone() }))
+            .collect();
+        let of_fitting = |(_, prediction): &&(Partition, Prediction)| prediction.fits();
+        let best = ways.iter().filter(of_fitting).map(|(_, prediction)| prediction.step);
+        let enough = best.fold(f64::INFINITY, f64::min) * ENOUGH;
+        let first = ways.iter().position(|way| of_fitting(&way) && way.1.step <= enough);
+        ways.swap_remove(first.unwrap_or(0))
+    };
+    let usual = with_count(partition.micro_batches);
+    let mut best = usual.clone();
+    for count in options.counts().into_iter().filter(|count| *count != partition.micro_batches) {
+        let other = with_count(count);
+        let worth = !usual.1.fits() || other.1.step < OTHER_COUNT * usual.1.step;
+        if other.1.fits() && worth && (!best.1.fits() || other.1.step < best.1.step) {
+            best = other;
+        }
+    }
+    Ok(best)
+}
+
 /// A partition in which those compute activations again whose memory demands it, as far as [`Options::recompute`] lets
 /// them, whatever its own flags say; and what a step of it takes.
 ///
 /// # Errors
-/// As [`predict`]'s; and a room of more than 64 devices.
+/// As [`tune`]'s.
 pub fn settle(
     room: &Room,
     model: &ModelProfile,
     options: &Options,
     partition: &Partition,
 ) -> Result<(Partition, Prediction), PlanError> {
+    let shape = checked_shape(room, model, options, partition)?;
+    Ok(settle_shape(room, model, options, &shape, partition.clone()))
+}
+
+fn checked_shape(
+    room: &Room,
+    model: &ModelProfile,
+    options: &Options,
+    partition: &Partition,
+) -> Result<Shape, PlanError> {
     check(room, model, options)?;
     if room.devices.len() > MAX_DEVICES {
         let devices = room.devices.len();
         return Err(PlanError::Wrong(format!("{devices} devices cannot be planned for; {MAX_DEVICES} can")));
     }
-    let shape = shape_of(room, model, options, partition)?;
-    let Partition { micro_batches, storage, boundary, .. } = *partition;
-    let costs = Costs::new(room, model, options, micro_batches, storage, boundary);
+    shape_of(room, model, options, partition)
+}
+
+fn settle_shape(
+    room: &Room,
+    model: &ModelProfile,
+    options: &Options,
+    shape: &Shape,
+    mut partition: Partition,
+) -> (Partition, Prediction) {
+    let costs = costs_of(room, model, options, &partition);
     let mut layout = Layout::default();
-    layout.lay(&costs, &shape, None);
-    let mut settled = partition.clone();
+    layout.lay(&costs, shape, None);
     let mut flags = layout.positions.iter().map(|position| position.recompute);
-    settled.host_recompute = flags.next().unwrap_or(false);
-    for (stage, recompute) in settled.stages.iter_mut().zip(flags) {
+    partition.host_recompute = flags.next().unwrap_or(false);
+    for (stage, recompute) in partition.stages.iter_mut().zip(flags) {
         stage.recompute = recompute;
     }
-    Ok((settled, prediction(&costs, &layout, &shape)))
+    (partition, prediction(&costs, &layout, shape))
 }
 
 /// Where the room has more devices than are planned for at once, those of the partition alone.

@@ -453,6 +453,8 @@ pub struct Options {
     /// Precisions of the boundary, the most wanted first: a later one is taken only if it is faster by
     /// [`Options::WORTH`].
     pub boundaries: Vec<BoundaryPrecision>,
+    /// The most of [`Partition::ahead`](crate::Partition::ahead) that [`tune`](crate::tune) may choose.
+    pub most_ahead: u16,
     /// Whether backward may compute activations again.
     pub recompute: Recompute,
     /// Blocks that the host may run itself, at most.
@@ -488,6 +490,7 @@ impl Default for Options {
             micro_batches: Vec::new(),
             storages: vec![Storage::F32],
             boundaries: vec![BoundaryPrecision::F16],
+            most_ahead: 0,
             recompute: Recompute::default(),
             host_blocks: u16::MAX,
             max_replicas: 1,

@@ -14,6 +14,7 @@ fn chain(devices: u16, each: u16, micro_batches: u16) -> Partition {
     });
     Partition {
         micro_batches,
+        ahead: 0,
         storage: Storage::F32,
         boundary: BoundaryPrecision::F32,
         host: 0..0,

@@ -185,6 +185,7 @@ fn only_blocks_whose_owner_changes_are_fetched() {
     let stage = |device, blocks| StagePlan { devices: vec![DeviceIndex(device)], blocks, recompute: false };
     let partition = |host: u16, stages| Partition {
         micro_batches: 4,
+        ahead: 0,
         storage: Storage::Int8,
         boundary: BoundaryPrecision::F16,
         host: 0..host,

@@ -13,6 +13,8 @@ pub struct Settings {
     pub batch_size: u32,
     /// Slices of a step's batch, M.
     pub micro_batches: u16,
+    /// So many micro-batches more than 1F1B's P − p may be in flight at every position p of P.
+    pub ahead: u16,
     /// The longest sample in tokens; longer ones are cut.
     pub seq_len: u32,
     /// Rank r of the adapters.
@@ -62,6 +64,8 @@ pub struct Settings {
 pub struct Freedom {
     /// Into how many micro-batches a step is cut; [`Settings::micro_batches`] until it knows.
     pub micro_batches: bool,
+    /// How many of them are in flight: more than [`Settings::ahead`] where the way between devices is long.
+    pub ahead: bool,
     /// Which devices compute activations again: those that lack the memory to keep them.
     pub recompute: bool,
     /// Whether the host has blocks of its own beside others that have some, as many as make a step the shortest.
@@ -71,7 +75,7 @@ pub struct Freedom {
 
 impl Freedom {
     /// All of it.
-    pub const FULL: Self = Self { micro_batches: true, recompute: true, host_blocks: true };
+    pub const FULL: Self = Self { micro_batches: true, ahead: true, recompute: true, host_blocks: true };
 }
 
 impl Default for Settings {
@@ -80,6 +84,7 @@ impl Default for Settings {
             steps: 60,
             batch_size: 8,
             micro_batches: 4,
+            ahead: 0,
             seq_len: 128,
             lora_rank: 8,
             lora_alpha: 16.0,
@@ -226,6 +231,7 @@ impl Settings {
             self.micro_batches.to_string(),
             "1 to 1024",
         )?;
+        check(self.ahead <= 1024, "micro-batches ahead", self.ahead.to_string(), "at most 1024")?;
         check(
             (2..=131_072).contains(&self.seq_len),
             "sequence length",

@@ -325,7 +325,7 @@ impl Working {
     fn schedule(assign: &Assign) -> Schedule {
         Schedule::new(
             assign.stage.0.saturating_add(1),
-            assign.stages.saturating_add(2),
+            assign.stages.saturating_add(2).saturating_add(assign.settings.ahead),
             assign.settings.micro_batches,
         )
     }

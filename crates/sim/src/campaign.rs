@@ -103,8 +103,12 @@ pub fn room(seed: u64) -> Result<World<ToyModel>, JobError> {
     toy.blocks = rng.random_range(1..=8);
     toy.head = rng.random();
     let drawn = rng.random();
-    settings.freedom =
-        Freedom { micro_batches: rng.random(), recompute: rng.random(), host_blocks: rng.random() };
+    settings.freedom = Freedom {
+        micro_batches: rng.random(),
+        ahead: rng.random(),
+        recompute: rng.random(),
+        host_blocks: rng.random(),
+    };
     let delays = [0, 2, 30, 400].map(Duration::from_millis);
     let network = if drawn {
         Network::Drawn(*delays.choose(&mut rng).unwrap_or(&delays[0]))

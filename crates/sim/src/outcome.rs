@@ -309,6 +309,7 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
     };
     let partition = Partition {
         micro_batches: plan.micro_batches,
+        ahead: plan.ahead,
         storage: plan::Storage::F32,
         boundary: BoundaryPrecision::F16,
         host: 0..own,

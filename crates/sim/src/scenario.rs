@@ -148,6 +148,7 @@ enum ModelKind {
 #[serde(rename_all = "snake_case")]
 enum Free {
     MicroBatches,
+    Ahead,
     Recompute,
     HostBlocks,
 }
@@ -165,7 +166,7 @@ struct SettingsFile {
     boundary: Option<Precision>,
     backbone: Option<Backbone>,
     recompute: Option<bool>,
-    /// What the planner may choose: "micro_batches", "recompute", "host_blocks".
+    /// What the planner may choose: "micro_batches", "ahead", "recompute", "host_blocks".
     free: Option<Vec<Free>>,
     evaluate_every: Option<u32>,
 }
@@ -407,6 +408,7 @@ impl SettingsFile {
             evaluate_every: self.evaluate_every.unwrap_or(0),
             freedom: Freedom {
                 micro_batches: is_free(Free::MicroBatches),
+                ahead: is_free(Free::Ahead),
                 recompute: is_free(Free::Recompute),
                 host_blocks: is_free(Free::HostBlocks),
             },

@@ -297,7 +297,7 @@ impl StageEngine for ToyStage {
         Ok(match job {
             Job::Load(assign) => {
                 // Position p of P holds at most P − p; the host's front is position 0 and its head the last one.
-                let limit = usize::from(assign.stages + 2 - (assign.stage.0 + 1));
+                let limit = usize::from(assign.stages + 2 - (assign.stage.0 + 1) + assign.settings.ahead);
                 let micro_batches = assign.settings.micro_batches;
                 *slice = Slice::load(assign.blocks, &assign.states, micro_batches, limit)?;
                 Done::Load

@@ -130,6 +130,8 @@ pub struct PlanMade {
     pub stages: Vec<(PeerId, Range<u16>)>,
     /// Into how many micro-batches a step is cut.
     pub micro_batches: u16,
+    /// How many more are in flight than 1F1B's own.
+    pub ahead: u16,
     /// Who computes activations again: the host, and each stage.
     pub recompute: (bool, Vec<bool>),
 }

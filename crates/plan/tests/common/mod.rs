@@ -120,6 +120,7 @@ pub(crate) fn brute(room: &Room, model: &ModelProfile, options: &Options) -> Opt
         for host in 0..=blocks.min(options.host_blocks) {
             let mut partition = Partition {
                 micro_batches,
+                ahead: 0,
                 storage: options.storages[0],
                 boundary: options.boundaries[0],
                 host: 0..host,

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// Where no times are known, a plan is left for another one only if its longest stage is as much shorter as this, ...
-pub(super) const WORTH: f64 = 0.9;
+const WORTH: f64 = 0.9;
 /// ... and at least so many steps are left to be made with it.
 const STEPS_LEFT: u32 = 2;
 /// Another order of the same devices must be faster by this much.
@@ -75,13 +75,14 @@ impl Coordinator {
     /// The host has a share of them if it may and that makes steps shorter by a tenth.
     fn in_order(&self, devices: &[PeerId]) -> Shape {
         let Some(run) = &self.run else { return Shape::alone(0, 1) };
-        let (blocks, micro_batches) = (run.start.blocks, run.plan.micro_batches());
+        let (blocks, now) = (run.start.blocks, &run.plan.shape);
+        let (micro_batches, ahead) = (now.micro_batches, now.ahead);
         let shape = |host: Range<u16>, split: Vec<Range<u16>>| {
             let stages = devices.iter().copied().zip(split).filter(|(_, blocks)| !blocks.is_empty());
-            Shape { host, stages: stages.collect(), micro_batches }
+            Shape { host, stages: stages.collect(), micro_batches, ahead }
         };
         if devices.is_empty() {
-            return self.cut_best(Shape::alone(blocks, micro_batches));
+            return self.tuned(Shape::alone(blocks, micro_batches));
         }
         let Some(paces) = self.paces(devices) else {
             return shape(0..0, even_split(blocks, devices.len()));
@@ -91,7 +92,7 @@ impl Coordinator {
             let shares = paces.iter().map(|[forward, backward]| pace(forward + backward, least));
             let mut ranges = split_by_pace(blocks, &host.into_iter().chain(shares).collect::<Vec<_>>());
             let host = if host.is_some() { ranges.remove(0) } else { 0..0 };
-            self.cut_best(shape(host, ranges))
+            self.tuned(shape(host, ranges))
         };
         let own = self.own_pace(run).filter(|_| self.host_may_help(run));
         let host = own.map(|(pace, ends)| Share { pace, least: 0, before: ends });
@@ -152,8 +153,7 @@ impl Coordinator {
             let best = best.filter(|&index| is_free(&spares[index]));
             *owner = best.map(|index| spares.swap_remove(index));
         }
-        let micro_batches = old.micro_batches;
-        let nearest = Shape { host: old.host.clone(), stages: close_gaps(stages), micro_batches };
+        let nearest = Shape { stages: close_gaps(stages), ..old.clone() };
         if self.fits(&nearest) { Ok(nearest) } else { self.design() }
     }
 
@@ -349,7 +349,11 @@ impl Coordinator {
             next: PeerId::HOST,
             prev_trains: false,
             step: run.committed,
-            settings: Settings { micro_batches: run.plan.micro_batches(), ..run.start.settings.clone() },
+            settings: Settings {
+                micro_batches: run.plan.micro_batches(),
+                ahead: run.plan.shape.ahead,
+                ..run.start.settings.clone()
+            },
             source: run.start.source.clone(),
             config: run.start.config.clone(),
             manifest: run.start.manifest.clone(),

@@ -4,7 +4,7 @@
 //! A device that was not measured yet is taken for one like the median of the others; where none was, all are alike.
 
 use super::Coordinator;
-use super::replan::{LEAVE_OUT, REORDER, WORTH};
+use super::replan::{LEAVE_OUT, REORDER};
 use super::state::{Answer, Own, Run, Shape};
 use crate::codec::Precision;
 use crate::ids::PeerId;
@@ -12,7 +12,7 @@ use crate::run::{Backbone, Freedom, Settings};
 use baton_plan::{
     BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile, ModelProfile,
     Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation, StagePlan, Storage,
-    fetch_time, fetches, plan, predict, settle,
+    fetch_time, fetches, plan, predict, settle, tune,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,6 +30,8 @@ const TURN: f64 = 2.0;
 const SOURCE: f64 = 1e12;
 /// Every device that opens the page has as many bytes as this.
 const LEAST: u64 = 32 << 20;
+/// The most micro-batches in flight beyond 1F1B's own.
+const MOST_AHEAD: u16 = 4;
 /// The most micro-batches of a step that are looked at.
 const MOST_MICRO_BATCHES: u16 = 64;
 /// A plan that takes no more than this share of a step's time is moved to even if the last move was a short time ago.
@@ -64,8 +66,8 @@ impl Coordinator {
             Some((*devices.get(usize::from(index))?, stage.blocks))
         };
         let stages: Option<Vec<_>> = found.partition.stages.into_iter().map(stage).collect();
-        let Partition { host, micro_batches, .. } = found.partition;
-        Some(Ok(Shape { host, stages: stages?, micro_batches }))
+        let Partition { host, micro_batches, ahead, .. } = found.partition;
+        Some(Ok(self.tuned(Shape { host, stages: stages?, micro_batches, ahead })))
     }
 
     /// Whether the host has blocks of its own where that makes steps shorter: how fast it is has to be known.
@@ -81,20 +83,15 @@ impl Coordinator {
         Some((pace(&tracker.profile(), run).iter().sum(), ends))
     }
 
-    /// The same plan with a step cut in another number of micro-batches, if that number is free and another one is faster
-    /// by far or what is needed for the plan to fit.
-    pub(super) fn cut_best(&self, shape: Shape) -> Shape {
-        let Some(run) = self.run.as_ref().filter(|run| run.start.settings.freedom.micro_batches) else {
-            return shape;
-        };
-        let Some(usual) = self.prediction(&shape) else { return shape };
-        let other = |count: u16| {
-            let shape = Shape { micro_batches: count, ..shape.clone() };
-            let found = self.prediction(&shape).filter(Prediction::fits)?;
-            (!usual.fits() || found.step < WORTH * usual.step).then_some((found.step, shape))
-        };
-        let others = counts(&run.start.settings).into_iter().filter_map(other);
-        others.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(shape, |(_, best)| best)
+    /// The same devices with the same blocks, a step cut and micro-batches in flight as is best, as far as that is free.
+    pub(super) fn tuned(&self, shape: Shape) -> Shape {
+        let tuned = self.asked_of(&shape, tune);
+        match (tuned, &self.run) {
+            (Some((Partition { micro_batches, ahead, .. }, _)), Some(run)) => {
+                Shape { micro_batches, ahead: ahead.max(run.start.settings.ahead), ..shape }
+            }
+            _ => shape,
+        }
     }
 
     /// Who computes activations again under a plan: the host, and each stage.
@@ -102,7 +99,7 @@ impl Coordinator {
         let settings = self.run.as_ref().map(|run| &run.start.settings);
         let always = settings.is_some_and(|settings| settings.recompute);
         let settled =
-            settings.is_some_and(|settings| settings.freedom.recompute).then(|| self.settled(shape));
+            settings.is_some_and(|settings| settings.freedom.recompute).then(|| self.asked_of(shape, settle));
         match settled.flatten() {
             Some((partition, _)) => {
                 (partition.host_recompute, partition.stages.iter().map(|stage| stage.recompute).collect())
@@ -130,14 +127,19 @@ impl Coordinator {
 
     /// What a plan takes and needs, if enough is known to tell.
     pub(super) fn prediction(&self, shape: &Shape) -> Option<Prediction> {
-        self.settled(shape).map(|(_, prediction)| prediction)
+        self.asked_of(shape, settle).map(|(_, prediction)| prediction)
     }
 
-    fn settled(&self, shape: &Shape) -> Option<(Partition, Prediction)> {
+    /// What [`settle`] or [`tune`] makes of a plan.
+    fn asked_of(
+        &self,
+        shape: &Shape,
+        planner: impl Fn(&Room, &ModelProfile, &Options, &Partition) -> Result<(Partition, Prediction), PlanError>,
+    ) -> Option<(Partition, Prediction)> {
         let run = self.run.as_ref()?;
         let devices: Vec<PeerId> = shape.stages.iter().map(|(id, _)| *id).collect();
         let (room, model) = (self.room(run, &devices)?, run.start.profile.as_ref()?);
-        settle(&room, model, &options(&run.start.settings), &partition(run, shape, &devices)?).ok()
+        planner(&room, model, &options(&run.start.settings), &partition(run, shape, &devices)?).ok()
     }
 
     /// Whether every device has the memory for its part of a plan, as far as is known.
@@ -265,6 +267,7 @@ fn partition(run: &Run, shape: &Shape, devices: &[PeerId]) -> Option<Partition> 
     };
     Some(Partition {
         micro_batches: shape.micro_batches,
+        ahead: shape.ahead,
         storage: *options.storages.first()?,
         boundary: *options.boundaries.first()?,
         host: shape.host.clone(),
@@ -291,7 +294,7 @@ pub(super) fn whole(run: &Run) -> Option<u64> {
         wires: BTreeMap::new(),
     };
     let stages = vec![(PeerId::HOST, 0..run.start.blocks)];
-    let shape = Shape { host: 0..0, stages, micro_batches: run.start.settings.micro_batches };
+    let shape = Shape { host: 0..0, stages, micro_batches: run.start.settings.micro_batches, ahead: 0 };
     let partition = partition(run, &shape, &[PeerId::HOST])?;
     let loads = predict(&room, model, &options(&run.start.settings), &partition).ok()?.loads;
     // The first of many stages has every micro-batch in flight.
@@ -313,6 +316,7 @@ fn options(settings: &Settings) -> Options {
             Precision::F32 => BoundaryPrecision::F32,
             Precision::F16 => BoundaryPrecision::F16,
         }],
+        most_ahead: if settings.freedom.ahead { MOST_AHEAD } else { 0 },
         recompute: recompute(settings),
         // The ends are enough for the host, which may be the weakest of all and has the text to prepare, as long as the
         // others have the memory for the rest.

@@ -207,12 +207,14 @@ pub(super) struct Shape {
     pub(super) host: Range<u16>,
     pub(super) stages: Vec<(PeerId, Range<u16>)>,
     pub(super) micro_batches: u16,
+    /// How many more are in flight than 1F1B's own.
+    pub(super) ahead: u16,
 }
 
 impl Shape {
     /// The host runs all blocks itself.
     pub(super) fn alone(blocks: u16, micro_batches: u16) -> Self {
-        Self { host: 0..blocks, stages: Vec::new(), micro_batches }
+        Self { host: 0..blocks, stages: Vec::new(), micro_batches, ahead: 0 }
     }
 
     pub(super) fn position(&self, peer: PeerId) -> Option<usize> {
@@ -482,7 +484,7 @@ impl OpenStep {
         let positions = u16::try_from(plan.stages().len()).unwrap_or(u16::MAX).saturating_add(2);
         Self {
             step,
-            front: Schedule::new(0, positions, plan.micro_batches()),
+            front: Schedule::new(0, positions.saturating_add(plan.shape.ahead), plan.micro_batches()),
             head: BTreeMap::new(),
             grads: BTreeMap::new(),
             next_head: MicroBatch(0),

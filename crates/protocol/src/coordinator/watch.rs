@@ -154,7 +154,8 @@ impl Coordinator {
                 idle = Some(*id);
                 break;
             }
-            let room = Schedule::new(position, positions, micro_batches).limit();
+            let room = Schedule::new(position, positions.saturating_add(run.plan.shape.ahead), micro_batches)
+                .limit();
             let has_room = counts.forwards_out.saturating_sub(counts.backwards_out) < room;
             let finished = counts.backwards_out >= micro_batches && !run.open.norms.contains_key(&Some(*id));
             if (counts.forwards_in > counts.forwards_out && has_room)

@@ -145,6 +145,7 @@ impl<M: Model> World<M> {
                 went_on: None,
                 stages: Vec::new(),
                 micro_batches: assign.settings.micro_batches,
+                ahead: assign.settings.ahead,
                 recompute: (false, Vec::new()),
             };
             self.plans.push(plan);
