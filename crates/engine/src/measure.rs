@@ -28,6 +28,11 @@ const MOST_PASSES: u16 = 64;
 /// With the median, two stages on a busy machine found themselves 24 times as slow as one another.
 const ROUNDS: usize = 7;
 const ENOUGH: Duration = Duration::from_millis(200);
+/// As long as the last rounds were faster than all before by this share, the browser may still be compiling the engine anew:
+/// rounds go on, but no longer than this. A stage on code of the first compilation takes twice as long as its host.
+const FALLS: f64 = 0.05;
+const LAST: usize = 3;
+const SETTLED: Duration = Duration::from_millis(1500);
 /// What is expected to take longer than this in all is measured on fewer tokens, or on one sample alone.
 const LONGEST: Duration = Duration::from_secs(4);
 /// The tokens by which that is found out.
@@ -273,9 +278,12 @@ impl<'a, E: Environment> Bench<'a, E> {
         if at_once > 1 {
             rounds.clear();
         }
-        while rounds.is_empty()
-            || rounds.len() < ROUNDS && self.environment.now().saturating_sub(began) < ENOUGH
-        {
+        loop {
+            let since = self.environment.now().saturating_sub(began);
+            let enough = rounds.len() >= ROUNDS || since >= ENOUGH;
+            if !rounds.is_empty() && (since >= SETTLED || enough && !is_falling(&rounds)) {
+                break;
+            }
             rounds.push(self.round(part, shape, at_once).await?);
         }
         let of = |seconds: fn(&Pass) -> f64| fastest(rounds.iter().map(seconds));
@@ -397,6 +405,15 @@ impl<'a, E: Environment> Bench<'a, E> {
             }
         }
         Ok(fastest(all))
+    }
+}
+
+/// Whether passes are still getting faster.
+fn is_falling(rounds: &[Pass]) -> bool {
+    let best = |rounds: &[Pass]| fastest(rounds.iter().map(|pass| pass.forward + pass.backward));
+    match rounds.len().checked_sub(LAST) {
+        None | Some(0) => true,
+        Some(before) => best(rounds) < (1.0 - FALLS) * best(&rounds[..before]),
     }
 }
 

@@ -94,7 +94,7 @@ impl Coordinator {
             let host = if host.is_some() { ranges.remove(0) } else { 0..0 };
             self.tuned(shape(host, ranges))
         };
-        let own = self.own_pace(run).filter(|_| self.host_may_help(run));
+        let own = self.own_pace(run, devices).filter(|_| self.host_may_help(run));
         let host = own.map(|(pace, ends)| Share { pace, least: 0, before: ends });
         let best_of = |least| {
             let without = split(None, least);

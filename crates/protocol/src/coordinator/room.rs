@@ -5,7 +5,7 @@
 
 use super::Coordinator;
 use super::replan::{LEAVE_OUT, REORDER};
-use super::state::{Answer, Own, Run, Shape};
+use super::state::{Answer, Run, Shape};
 use crate::codec::Precision;
 use crate::ids::PeerId;
 use crate::run::{Backbone, Freedom, Settings};
@@ -77,10 +77,10 @@ impl Coordinator {
 
     /// Seconds of a forward and a backward pass of a block on the host, and of the ends of a micro-batch; none where it did
     /// not measure itself.
-    pub(super) fn own_pace(&self, run: &Run) -> Option<(f64, f64)> {
-        let Own { front, head, tracker } = self.own.as_ref()?;
+    pub(super) fn own_pace(&self, run: &Run, devices: &[PeerId]) -> Option<(f64, f64)> {
+        let HostProfile { device, front, head } = self.own_profile(run, devices)?;
         let ends = front.at(run.samples()) + head.at(run.samples());
-        Some((pace(&tracker.profile(), run).iter().sum(), ends))
+        Some((pace(&device, run).iter().sum(), ends))
     }
 
     /// The same devices with the same blocks, a step cut and micro-batches in flight as is best, as far as that is free.
@@ -200,7 +200,7 @@ impl Coordinator {
     fn all_paces(&self, devices: &[PeerId]) -> Option<Vec<[f64; 2]>> {
         let run = self.run.as_ref()?;
         let mut paces = self.paces(devices)?;
-        paces.extend(self.own_pace(run).filter(|_| self.host_may_help(run)).map(|(pace, ends)| [pace, ends]));
+        paces.extend(self.own_pace(run, devices).filter(|_| self.host_may_help(run)).map(|(pace, ends)| [pace, ends]));
         Some(paces)
     }
 
@@ -226,11 +226,24 @@ impl Coordinator {
         Some(all.iter().map(profile).collect())
     }
 
+    /// What the host can do; one that is nearly as fast as these devices is taken for one of them.
+    fn own_profile(&self, run: &Run, devices: &[PeerId]) -> Option<HostProfile> {
+        let own = self.own.as_ref()?.profile();
+        let time = |profile: &DeviceProfile| pace(profile, run).iter().sum::<f64>();
+        let profiles = self.profiles(run, devices).unwrap_or_default();
+        let is_alike = |other: &&DeviceProfile| (time(&own.device) - time(other)).abs() < ALIKE * time(other);
+        let memory = own.device.memory;
+        match profiles.iter().find(is_alike) {
+            Some(alike) => Some(HostProfile { device: DeviceProfile { memory, ..alike.clone() }, ..own }),
+            None => Some(own),
+        }
+    }
+
     fn room(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
         let link = |id: &PeerId| self.peers.get(id).and_then(|peer| peer.probe.link()).unwrap_or(LINK);
         let profiles = if devices.is_empty() { Vec::new() } else { self.profiles(run, devices)? };
-        let host = match (&self.own, profiles.first()) {
-            (Some(own), _) => own.profile(),
+        let host = match (self.own_profile(run, devices), profiles.first()) {
+            (Some(own), _) => own,
             // Its blocks, if it has any, are all that it is judged by.
             (None, Some(first)) => {
                 let nothing = Curve::new([(1, 0.0)]).ok()?;
