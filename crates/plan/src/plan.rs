@@ -15,6 +15,8 @@ pub(crate) const MAX_BATCH: u32 = 4096;
 pub(crate) const MAX_DEVICES: usize = 64;
 /// Micro-batches in flight cost memory: the fewest with which a step takes no longer than this share of the shortest.
 const ENOUGH: f64 = 1.02;
+/// So many in flight beyond 1F1B's own, if there is memory: a message may wait for a busy thread on its way.
+const LEAST_AHEAD: u16 = 2;
 /// Another number of micro-batches than the one in force has to take less than this share of its time.
 const OTHER_COUNT: f64 = 0.9;
 
@@ -287,7 +289,8 @@ fn costs_of(room: &Room, model: &ModelProfile, options: &Options, partition: &Pa
 /// The same devices with the same blocks, the rest as is best of what [`Options`] leave open: those compute activations again
 /// whose memory demands it, whatever the partition's own flags say; a step is cut in another number of micro-batches if that
 /// takes less than nine tenths of the time, or is what makes it fit; and no more of them are in flight than it takes to be
-/// within a fiftieth of the fastest. With what a step of it takes.
+/// within a fiftieth of the fastest, and two more than 1F1B's own as long as they fit: nothing measures how long a message waits
+/// for a busy thread. With what a step of it takes.
 ///
 /// # Errors
 /// As [`predict`]'s; and a room of more than 64 devices.
@@ -306,7 +309,9 @@ pub fn tune(
         let of_fitting = |(_, prediction): &&(Partition, Prediction)| prediction.fits();
         let best = ways.iter().filter(of_fitting).map(|(_, prediction)| prediction.step);
         let enough = best.fold(f64::INFINITY, f64::min) * ENOUGH;
-        let first = ways.iter().position(|way| of_fitting(&way) && way.1.step <= enough);
+        let is_enough = |way: &(Partition, Prediction)| of_fitting(&way) && way.1.step <= enough;
+        let least = ways.iter().rposition(|way| way.0.ahead <= LEAST_AHEAD && is_enough(way));
+        let first = least.or_else(|| ways.iter().position(is_enough));
         ways.swap_remove(first.unwrap_or(0))
     };
     let usual = with_count(partition.micro_batches);

@@ -309,9 +309,9 @@ fn more_micro_batches_are_in_flight_where_the_way_is_long_and_there_is_memory() 
     let (without, with) = (even_with(&[link]), even_with(&[link, (CUT, FREE)]));
     assert_eq!(ahead(&without), 0);
     assert!(ahead(&with) > 0 && step(&with) < 0.95 * step(&without), "{} {}", step(&with), step(&without));
-    // Without a way 1F1B's own number is enough, or one more, and what more would take of memory is not taken.
+    // On a short way a few are enough; what they take of memory that is not there is not taken.
     let near = [("latency_ms = 1.5", ""), ("up_mbit = 200", ""), ("down_mbit = 200", ""), (CUT, FREE)];
-    assert!(ahead(&even_with(&near)) <= 1 && ahead(&with) > 1, "{}", ahead(&with));
+    assert!(ahead(&even_with(&near)) <= 2 && ahead(&with) > 2, "{}", ahead(&with));
     let most = without.trace.lives.values().filter(|life| life.name != "host").map(|life| life.peak_memory);
     let memory = format!("count = 4\nmemory_mb = {}", most.fold(0.0, f64::max) / 1e6 + 5.0);
     let tight = even_with(&[link, (CUT, FREE), ("count = 4", &memory)]);

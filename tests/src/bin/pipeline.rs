@@ -1,7 +1,7 @@
 //! `cargo xtask bench pipeline`: a step of two Chromium processes on two cores against the same step on one core.
 
 use anyhow::{Context, Result, ensure};
-use baton_e2e::{Browser, Server, TabOptions, bench, join, made, text_file};
+use baton_e2e::{Browser, Server, Tab, TabOptions, bench, join, made, text_file};
 use clap::Parser;
 
 /// Trains the same model, text and settings two ways: the host's tab alone on core 0, and the host on core 0 with a stage on
@@ -84,6 +84,25 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Says which device has which blocks, whenever that changes. Ends only with an error.
+async fn watch(host: &Tab) -> anyhow::Error {
+    let script = "const rows = [...document.querySelectorAll('#devices [data-peer]')];
+        return rows.map(e => `${e.dataset.peer} ${e.dataset.blocks} (${e.innerText.match(/[0-9.]+ m?s a block/)?.[0]})`)
+            .join(', ') + '; ' + Object.keys(window.batonSteps).length;";
+    let mut last = String::new();
+    loop {
+        match host.script(script, vec![]).await {
+            Ok(now) if now.as_str().is_some_and(|now| now != last) => {
+                last = now.as_str().unwrap_or_default().to_owned();
+                println!("   {last}");
+            }
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
+}
+
 /// Seconds of every step.
 async fn measure(options: &Options, model: &str, cores: &[usize]) -> Result<Vec<f64>> {
     let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
@@ -115,7 +134,10 @@ async fn measure(options: &Options, model: &str, cores: &[usize]) -> Result<Vec<
         stages.extend(join(&browser, &host, 1, &on(*core)).await?);
     }
     host.wait_for_devices(cores.len(), 120).await?;
-    let begun = bench::run(&host, options.limit).await?;
+    let begun = tokio::select! {
+        begun = bench::run(&host, options.limit) => begun?,
+        error = watch(&host) => return Err(error),
+    };
     let times = bench::step_times(&host, begun).await?;
     ensure!(times.len() == options.steps as usize, "{} of {} steps were seen", times.len(), options.steps);
     for (stage, core) in stages.iter().zip(cores) {

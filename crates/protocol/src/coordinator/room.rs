@@ -182,7 +182,8 @@ impl Coordinator {
             lost: 0.0,
             steps_left,
             steps_since: run.committed.0.saturating_sub(last.0),
-            moves: if at_once { 0 } else { moves },
+            // The first moves wait as well: a browser compiles the engine anew in the first steps, next to the work.
+            moves: if at_once { 0 } else { moves.max(1) },
         };
         let usual = Hysteresis::default();
         // Who came to help is given work as soon as it pays at all.
@@ -200,7 +201,9 @@ impl Coordinator {
     fn all_paces(&self, devices: &[PeerId]) -> Option<Vec<[f64; 2]>> {
         let run = self.run.as_ref()?;
         let mut paces = self.paces(devices)?;
-        paces.extend(self.own_pace(run, devices).filter(|_| self.host_may_help(run)).map(|(pace, ends)| [pace, ends]));
+        paces.extend(
+            self.own_pace(run, devices).filter(|_| self.host_may_help(run)).map(|(pace, ends)| [pace, ends]),
+        );
         Some(paces)
     }
 
