@@ -1,4 +1,4 @@
-//! The engine behind the coordinator's jobs: the ends, the text, the head, and the blocks of a host that trains alone.
+//! The engine behind the coordinator's jobs: the ends, the text, the head, and the host's own blocks.
 
 use crate::batches::{Aim, Batches, MicroBatchData};
 use crate::cache::AnyCache;
@@ -63,6 +63,8 @@ impl HostEngine {
         let size = usize::try_from(settings.batch_size)
             .unwrap_or(usize::MAX)
             .div_ceil(usize::from(settings.micro_batches).max(1));
+        // The plan may leave no memory for more.
+        let size = if settings.freedom.micro_batches { size.min(2) } else { size };
         requests.evaluation.borrow_mut().replace(MicroBatchData::all(&text.validation, size));
         let config = text.config;
         Self {
@@ -108,10 +110,10 @@ impl HostEngine {
         on_progress: impl FnMut(u64, u64),
     ) -> Result<Done, EngineError> {
         match job {
-            Job::Load { blocks, states, micro_batches, recompute } => {
+            Job::Load { blocks, states, micro_batches, in_flight, recompute } => {
                 self.batches.cut_in(micro_batches);
                 self.settings = Settings { micro_batches, recompute, ..self.settings.clone() };
-                let expected = measure::expected_of_host(&self.config, &self.settings, &blocks)?;
+                let expected = measure::expected_of_host(&self.config, &self.settings, &blocks, in_flight)?;
                 environment.holding(expected).await;
                 self.alone = blocks.len() == self.config.num_hidden_layers;
                 self.load(blocks, &states, on_progress).await?;

@@ -103,7 +103,7 @@ pub fn expected(assign: &Assign) -> Result<u64, EngineError> {
     part_bytes(&config, &assign.settings, &assign.blocks, in_flight)
 }
 
-/// Bytes that a host with these blocks will take at most.
+/// Bytes that a host with these blocks and so many micro-batches in flight will take at most.
 ///
 /// # Errors
 ///
@@ -112,10 +112,11 @@ pub fn expected_of_host(
     config: &ModelConfig,
     settings: &Settings,
     blocks: &Range<u16>,
+    in_flight: u16,
 ) -> Result<u64, EngineError> {
     let part = match blocks.is_empty() {
         true => 0,
-        false => part_bytes(config, settings, blocks, settings.micro_batches)?,
+        false => part_bytes(config, settings, blocks, in_flight)?,
     };
     let head = head_memory(config, samples(settings).into(), seq_len(config, settings) as u64);
     Ok(part.saturating_add(end_bytes(config, storage(settings))).saturating_add(head))
@@ -279,9 +280,8 @@ impl<'a, E: Environment> Bench<'a, E> {
             rounds.clear();
         }
         loop {
-            let since = self.environment.now().saturating_sub(began);
-            let enough = rounds.len() >= ROUNDS || since >= ENOUGH;
-            if !rounds.is_empty() && (since >= SETTLED || enough && !is_falling(&rounds)) {
+            let both: Vec<f64> = rounds.iter().map(|pass| pass.forward + pass.backward).collect();
+            if !goes_on(&both, self.environment.now().saturating_sub(began)) {
                 break;
             }
             rounds.push(self.round(part, shape, at_once).await?);
@@ -394,7 +394,7 @@ impl<'a, E: Environment> Bench<'a, E> {
         let began = self.environment.now();
         let mut at_once = 1;
         let mut all = Vec::new();
-        while all.is_empty() || all.len() < ROUNDS && self.environment.now().saturating_sub(began) < ENOUGH {
+        while goes_on(&all, self.environment.now().saturating_sub(began)) {
             self.environment.breathe().await;
             let began = self.environment.now();
             passes(at_once).await?;
@@ -408,13 +408,16 @@ impl<'a, E: Environment> Bench<'a, E> {
     }
 }
 
-/// Whether passes are still getting faster.
-fn is_falling(rounds: &[Pass]) -> bool {
-    let best = |rounds: &[Pass]| fastest(rounds.iter().map(|pass| pass.forward + pass.backward));
-    match rounds.len().checked_sub(LAST) {
+/// Whether another round is to be timed, after those that took so many seconds each and `since` in all: there were not enough,
+/// or they are still getting faster.
+fn goes_on(rounds: &[f64], since: Duration) -> bool {
+    let best = |rounds: &[f64]| fastest(rounds.iter().copied());
+    let is_falling = match rounds.len().checked_sub(LAST) {
         None | Some(0) => true,
         Some(before) => best(rounds) < (1.0 - FALLS) * best(&rounds[..before]),
-    }
+    };
+    let enough = rounds.len() >= ROUNDS || since >= ENOUGH;
+    rounds.is_empty() || since < SETTLED && (!enough || is_falling)
 }
 
 /// How many passes that take so many seconds are timed together.

@@ -268,17 +268,16 @@ pub fn predict(
     options: &Options,
     partition: &Partition,
 ) -> Result<Prediction, PlanError> {
-    check(room, model, options)?;
-    if room.devices.len() > MAX_DEVICES {
-        return predict_for_some(room, model, options, partition);
-    }
-    let shape = shape_of(room, model, options, partition)?;
-    let costs = costs_of(room, model, options, partition);
-    let mut flags = vec![partition.host_recompute];
-    flags.extend(partition.stages.iter().map(|stage| stage.recompute));
-    let mut layout = Layout::default();
-    layout.lay(&costs, &shape, Some(&flags));
-    Ok(prediction(&costs, &layout, &shape))
+    let as_it_is = |room: &Room, partition: &Partition| {
+        let shape = checked_shape(room, model, options, partition)?;
+        let costs = costs_of(room, model, options, partition);
+        let mut flags = vec![partition.host_recompute];
+        flags.extend(partition.stages.iter().map(|stage| stage.recompute));
+        let mut layout = Layout::default();
+        layout.lay(&costs, &shape, Some(&flags));
+        Ok((partition.clone(), prediction(&costs, &layout, &shape)))
+    };
+    of_those_used(room, partition, as_it_is).map(|(_, prediction)| prediction)
 }
 
 fn costs_of(room: &Room, model: &ModelProfile, options: &Options, partition: &Partition) -> Costs {
@@ -293,52 +292,60 @@ fn costs_of(room: &Room, model: &ModelProfile, options: &Options, partition: &Pa
 /// for a busy thread. With what a step of it takes.
 ///
 /// # Errors
-/// As [`predict`]'s; and a room of more than 64 devices.
+/// As [`predict`]'s.
 pub fn tune(
     room: &Room,
     model: &ModelProfile,
     options: &Options,
     partition: &Partition,
 ) -> Result<(Partition, Prediction), PlanError> {
-    let shape = checked_shape(room, model, options, partition)?;
-    let with_count = |count: u16| {
-        let cut = Partition { micro_batches: count, ..partition.clone() };
-        let mut ways: Vec<_> = (0..=options.most_ahead)
-            .map(|ahead| settle_shape(room, model, options, &shape, Partition { ahead, ..cut.clone() }))
-            .collect();
-        let of_fitting = |(_, prediction): &&(Partition, Prediction)| prediction.fits();
-        let best = ways.iter().filter(of_fitting).map(|(_, prediction)| prediction.step);
-        let enough = best.fold(f64::INFINITY, f64::min) * ENOUGH;
-        let is_enough = |way: &(Partition, Prediction)| of_fitting(&way) && way.1.step <= enough;
+    of_those_used(room, partition, |room, partition| {
+        let shape = checked_shape(room, model, options, partition)?;
+        let with = |count: u16, ahead: u16| {
+            let partition = Partition { micro_batches: count, ahead, ..partition.clone() };
+            settle_shape(room, model, options, &shape, partition)
+        };
+        let at = LEAST_AHEAD.min(options.most_ahead);
+        // What fits only with fewer in flight counts as well.
+        let with_count = |count| {
+            let usual = with(count, at);
+            if at == 0 || usual.1.fits() { usual } else { with(count, 0) }
+        };
+        let usual = with_count(partition.micro_batches);
+        let mut best = usual.clone();
+        for count in options.counts().into_iter().filter(|count| *count != partition.micro_batches) {
+            let other = with_count(count);
+            let worth = !usual.1.fits() || other.1.step < OTHER_COUNT * usual.1.step;
+            if other.1.fits() && worth && (!best.1.fits() || other.1.step < best.1.step) {
+                best = other;
+            }
+        }
+        let count = best.0.micro_batches;
+        let mut ways: Vec<_> = (0..=options.most_ahead).map(|ahead| with(count, ahead)).collect();
+        let fitting = ways.iter().filter(|way| way.1.fits()).map(|way| way.1.step);
+        let enough = fitting.fold(f64::INFINITY, f64::min) * ENOUGH;
+        let is_enough = |way: &(Partition, Prediction)| way.1.fits() && way.1.step <= enough;
         let least = ways.iter().rposition(|way| way.0.ahead <= LEAST_AHEAD && is_enough(way));
         let first = least.or_else(|| ways.iter().position(is_enough));
-        ways.swap_remove(first.unwrap_or(0))
-    };
-    let usual = with_count(partition.micro_batches);
-    let mut best = usual.clone();
-    for count in options.counts().into_iter().filter(|count| *count != partition.micro_batches) {
-        let other = with_count(count);
-        let worth = !usual.1.fits() || other.1.step < OTHER_COUNT * usual.1.step;
-        if other.1.fits() && worth && (!best.1.fits() || other.1.step < best.1.step) {
-            best = other;
-        }
-    }
-    Ok(best)
+        Ok(ways.swap_remove(first.unwrap_or(0)))
+    })
 }
 
 /// A partition in which those compute activations again whose memory demands it, as far as [`Options::recompute`] lets
 /// them, whatever its own flags say; and what a step of it takes.
 ///
 /// # Errors
-/// As [`tune`]'s.
+/// As [`predict`]'s.
 pub fn settle(
     room: &Room,
     model: &ModelProfile,
     options: &Options,
     partition: &Partition,
 ) -> Result<(Partition, Prediction), PlanError> {
-    let shape = checked_shape(room, model, options, partition)?;
-    Ok(settle_shape(room, model, options, &shape, partition.clone()))
+    of_those_used(room, partition, |room, partition| {
+        let shape = checked_shape(room, model, options, partition)?;
+        Ok(settle_shape(room, model, options, &shape, partition.clone()))
+    })
 }
 
 fn checked_shape(
@@ -348,10 +355,6 @@ fn checked_shape(
     partition: &Partition,
 ) -> Result<Shape, PlanError> {
     check(room, model, options)?;
-    if room.devices.len() > MAX_DEVICES {
-        let devices = room.devices.len();
-        return Err(PlanError::Wrong(format!("{devices} devices cannot be planned for; {MAX_DEVICES} can")));
-    }
     shape_of(room, model, options, partition)
 }
 
@@ -374,12 +377,14 @@ fn settle_shape(
 }
 
 /// Where the room has more devices than are planned for at once, those of the partition alone.
-fn predict_for_some(
+fn of_those_used(
     room: &Room,
-    model: &ModelProfile,
-    options: &Options,
     partition: &Partition,
-) -> Result<Prediction, PlanError> {
+    planner: impl Fn(&Room, &Partition) -> Result<(Partition, Prediction), PlanError>,
+) -> Result<(Partition, Prediction), PlanError> {
+    if room.devices.len() <= MAX_DEVICES {
+        return planner(room, partition);
+    }
     let devices = partition.stages.iter().flat_map(|stage| &stage.devices);
     let mut used: Vec<usize> = devices.map(|device| usize::from(device.0)).collect();
     used.sort_unstable();
@@ -391,18 +396,22 @@ fn predict_for_some(
         );
         return Err(PlanError::Wrong(text));
     }
-    let mut partition = partition.clone();
-    for device in partition.stages.iter_mut().flat_map(|stage| &mut stage.devices) {
-        let place = used.binary_search(&usize::from(device.0)).unwrap_or_default();
-        device.0 = u16::try_from(place).unwrap_or(u16::MAX);
-    }
-    let mut prediction = predict(&part_of(room, &used), model, options, &partition)?;
+    let renumber = |partition: &mut Partition, number: &dyn Fn(usize) -> usize| {
+        for device in partition.stages.iter_mut().flat_map(|stage| &mut stage.devices) {
+            device.0 = u16::try_from(number(device.0.into())).unwrap_or(u16::MAX);
+        }
+    };
+    let old = |new: usize| used.get(new).copied().unwrap_or(usize::MAX);
+    let mut few = partition.clone();
+    renumber(&mut few, &|device| used.binary_search(&device).unwrap_or_default());
+    let (mut partition, mut prediction) = planner(&part_of(room, &used), &few)?;
+    renumber(&mut partition, &old);
     for load in &mut prediction.loads {
         if let Node::Device(device) = &mut load.node {
-            device.0 = u16::try_from(used[usize::from(device.0)]).unwrap_or(u16::MAX);
+            device.0 = u16::try_from(old(device.0.into())).unwrap_or(u16::MAX);
         }
     }
-    Ok(prediction)
+    Ok((partition, prediction))
 }
 
 /// Numbers that the search may rely on.

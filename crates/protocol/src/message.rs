@@ -320,7 +320,7 @@ pub struct Assign {
     pub prev_trains: bool,
     /// The step that is open.
     pub step: Step,
-    /// What the person set.
+    /// What the person set, with the plan's own cut and recomputation.
     pub settings: Settings,
     /// Where the blocks come from.
     pub source: ModelSource,

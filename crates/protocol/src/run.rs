@@ -13,7 +13,7 @@ pub struct Settings {
     pub batch_size: u32,
     /// Slices of a step's batch, M.
     pub micro_batches: u16,
-    /// So many micro-batches more than 1F1B's P − p may be in flight at every position p of P.
+    /// So many micro-batches more than 1F1B's P − p may be in flight at every position p of P; a plan's own, not a person's.
     pub ahead: u16,
     /// The longest sample in tokens; longer ones are cut.
     pub seq_len: u32,

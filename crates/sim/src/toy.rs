@@ -336,13 +336,12 @@ impl HostEngine for ToyHost {
         use coordinator::{Done, Job};
         let (toy, micro_batches) = (self.toy, self.micro_batches);
         Ok(match job {
-            Job::Load { blocks, states, micro_batches, .. } => {
+            Job::Load { blocks, states, micro_batches, in_flight, .. } => {
                 self.micro_batches = micro_batches;
                 let (own, head): (Vec<_>, Vec<_>) =
                     states.into_iter().partition(|state| state.block < toy.blocks);
-                // A host that trains alone goes all the way with one before it takes the next.
-                let alone = blocks == (0..toy.blocks);
-                let limit = if alone { 2 } else { micro_batches.into() };
+                // Alone the next forward pass comes before the last backward one.
+                let limit = usize::from(in_flight).max(2);
                 self.slice = Slice::load(blocks, &own, micro_batches, limit)?;
                 let head = head.first().map_or_else(|| Ok(Block::fresh(toy.blocks)), Block::restore)?;
                 self.head = toy.head.then_some(head);

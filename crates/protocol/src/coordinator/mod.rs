@@ -180,6 +180,8 @@ pub enum Job {
         states: Vec<BlockBytes>,
         /// Into how many micro-batches a step is cut from now on.
         micro_batches: u16,
+        /// How many of them its blocks hold at most.
+        in_flight: u16,
         /// Whether its blocks compute activations again in backward.
         recompute: bool,
     },

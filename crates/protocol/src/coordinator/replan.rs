@@ -82,7 +82,7 @@ impl Coordinator {
             Shape { host, stages: stages.collect(), micro_batches, ahead }
         };
         if devices.is_empty() {
-            return self.tuned(Shape::alone(blocks, micro_batches));
+            return Shape::alone(blocks, micro_batches);
         }
         let Some(paces) = self.paces(devices) else {
             return shape(0..0, even_split(blocks, devices.len()));
@@ -92,7 +92,7 @@ impl Coordinator {
             let shares = paces.iter().map(|[forward, backward]| pace(forward + backward, least));
             let mut ranges = split_by_pace(blocks, &host.into_iter().chain(shares).collect::<Vec<_>>());
             let host = if host.is_some() { ranges.remove(0) } else { 0..0 };
-            self.tuned(shape(host, ranges))
+            shape(host, ranges)
         };
         let own = self.own_pace(run, devices).filter(|_| self.host_may_help(run));
         let host = own.map(|(pace, ends)| Share { pace, least: 0, before: ends });
@@ -100,12 +100,13 @@ impl Coordinator {
             let without = split(None, least);
             let with = host.map(|host| split(Some(host), least));
             match with {
-                Some(with) if self.is_faster(&with, &without, WORTH) => with,
+                Some(with) if with != without && self.is_faster(&with, &without, WORTH) => with,
                 _ => without,
             }
         };
         let (of_all, of_some) = (best_of(1), best_of(0));
-        if self.is_much_faster(&of_some, &of_all) { of_some } else { of_all }
+        let best = if of_some != of_all && self.is_much_faster(&of_some, &of_all) { of_some } else { of_all };
+        self.tuned(best)
     }
 
     /// Whether a plan that fits takes less than this share of the time of another one, or the other one does not fit.
@@ -121,6 +122,10 @@ impl Coordinator {
         let left = self.run.as_ref().map_or(0, Run::steps_left);
         let saved = (slower.step - faster.step) * f64::from(left);
         let leaves_out = new.stages.len() < old.stages.len();
+        // Nobody comes to look on.
+        if new.stages.is_empty() && !old.stages.is_empty() && slower.fits() {
+            return false;
+        }
         !slower.fits() || (faster.step < REORDER * slower.step && (!leaves_out || saved >= LEAVE_OUT))
     }
 
@@ -154,7 +159,12 @@ impl Coordinator {
             *owner = best.map(|index| spares.swap_remove(index));
         }
         let nearest = Shape { stages: close_gaps(stages), ..old.clone() };
-        if self.fits(&nearest) { Ok(nearest) } else { self.design() }
+        if self.fits(&nearest) {
+            return Ok(nearest);
+        }
+        // With fewer micro-batches in flight it may.
+        let shallow = Shape { ahead: 0, ..nearest };
+        if self.fits(&shallow) { Ok(shallow) } else { self.design() }
     }
 
     /// The plan in force has lost a device or a connection.

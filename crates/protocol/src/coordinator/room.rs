@@ -16,6 +16,7 @@ use baton_plan::{
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 /// What a device on a home network reaches, until it is measured: 5 MB/s and 10 ms.
 const LINK: LinkProfile = LinkProfile { up: 5e6, down: 5e6, round_trip: 0.01 };
@@ -28,6 +29,10 @@ const SAME: f64 = 0.1;
 const TURN: f64 = 2.0;
 /// Bytes a second that the model's files come with, all devices together: from their own disks and from each other.
 const SOURCE: f64 = 1e12;
+/// Bytes a second that a host reads of its own disk and checks.
+const HOST_READS: f64 = 1e8;
+/// For so long after a run began its browsers may still compile the engine anew, next to the work.
+const COMPILES: Duration = Duration::from_secs(60);
 /// Every device that opens the page has as many bytes as this.
 const LEAST: u64 = 32 << 20;
 /// The most micro-batches in flight beyond 1F1B's own.
@@ -85,12 +90,9 @@ impl Coordinator {
 
     /// The same devices with the same blocks, a step cut and micro-batches in flight as is best, as far as that is free.
     pub(super) fn tuned(&self, shape: Shape) -> Shape {
-        let tuned = self.asked_of(&shape, tune);
-        match (tuned, &self.run) {
-            (Some((Partition { micro_batches, ahead, .. }, _)), Some(run)) => {
-                Shape { micro_batches, ahead: ahead.max(run.start.settings.ahead), ..shape }
-            }
-            _ => shape,
+        match self.asked_of(&shape, tune) {
+            Some((Partition { micro_batches, ahead, .. }, _)) => Shape { micro_batches, ahead, ..shape },
+            None => shape,
         }
     }
 
@@ -111,14 +113,14 @@ impl Coordinator {
     /// What was found best for these devices, as long as they take as long for a block as they did then.
     pub(super) fn found_before(&self, devices: &[PeerId]) -> Option<Shape> {
         let answer = self.run.as_ref()?.answer.as_ref().filter(|answer| answer.devices == devices)?;
-        let paces = self.all_paces(devices)?;
+        let paces = self.keys(devices)?;
         let close = |(a, b): (&f64, &f64)| (a - b).abs() <= SAME * a.max(*b);
         answer.paces.iter().flatten().zip(paces.iter().flatten()).all(close).then(|| answer.shape.clone())
     }
 
     /// Keeps what was found best for these devices.
     pub(super) fn keep_found(&mut self, devices: Vec<PeerId>, shape: &Shape) {
-        if let Some(paces) = self.all_paces(&devices)
+        if let Some(paces) = self.keys(&devices)
             && let Some(run) = &mut self.run
         {
             run.answer = Some(Answer { devices, paces, shape: shape.clone() });
@@ -167,7 +169,13 @@ impl Coordinator {
         let helps = wanted.stages.iter().any(|(id, _)| is_new(id));
         let at_once = helps || candidate.step <= FAR_OFF * current.step;
         let steps_left = run.steps_left();
-        let move_time = TURN + fetch_time(&room, &fetches(model, &from, &to), SOURCE);
+        let new_to_host = to.host.clone().filter(|block| !from.host.contains(block));
+        let storage = to.storage as usize;
+        let bytes: u64 =
+            new_to_host.filter_map(|block| Some(model.blocks.get(usize::from(block))?.frozen[storage])).sum();
+        // Everybody stands still while the host reads its own: it gets nothing ready before.
+        let host_loads = bytes as f64 / HOST_READS;
+        let move_time = TURN + host_loads + fetch_time(&room, &fetches(model, &from, &to), SOURCE);
         if helps && wanted.stages.len() > now.stages.len() {
             // Who came takes part, as from the start: unless the rest is over soon, or much shorter without.
             let (rest, with) = (current.step * f64::from(steps_left), candidate.step * f64::from(steps_left));
@@ -182,8 +190,12 @@ impl Coordinator {
             lost: 0.0,
             steps_left,
             steps_since: run.committed.0.saturating_sub(last.0),
-            // The first moves wait as well: a browser compiles the engine anew in the first steps, next to the work.
-            moves: if at_once { 0 } else { moves.max(1) },
+            // The first moves wait as well.
+            moves: match (at_once, self.now < run.since + COMPILES) {
+                (true, _) => 0,
+                (false, true) => moves.max(1),
+                (false, false) => moves,
+            },
         };
         let usual = Hysteresis::default();
         // Who came to help is given work as soon as it pays at all.
@@ -197,14 +209,17 @@ impl Coordinator {
         Some(self.profiles(run, devices)?.iter().map(|profile| pace(profile, run)).collect())
     }
 
-    /// The same, and the host's if it may have blocks.
-    fn all_paces(&self, devices: &[PeerId]) -> Option<Vec<[f64; 2]>> {
+    /// What an answer was found for: seconds of the passes of a block over one sample, whatever a step is cut into; the
+    /// host's and its head's at the end, if it may have blocks.
+    fn keys(&self, devices: &[PeerId]) -> Option<Vec<[f64; 2]>> {
         let run = self.run.as_ref()?;
-        let mut paces = self.paces(devices)?;
-        paces.extend(
-            self.own_pace(run, devices).filter(|_| self.host_may_help(run)).map(|(pace, ends)| [pace, ends]),
-        );
-        Some(paces)
+        let mut keys: Vec<_> =
+            self.profiles(run, devices)?.iter().map(|own| [own.forward.at(1), own.backward.at(1)]).collect();
+        if let Some(own) = self.own.as_ref().filter(|_| self.host_may_help(run)) {
+            let device = own.tracker.profile();
+            keys.push([device.forward.at(1) + device.backward.at(1), own.head.at(1)]);
+        }
+        Some(keys)
     }
 
     /// What these devices can do; none where nobody was timed. Times that differ from the median by less than chance may
@@ -234,9 +249,10 @@ impl Coordinator {
         let own = self.own.as_ref()?.profile();
         let time = |profile: &DeviceProfile| pace(profile, run).iter().sum::<f64>();
         let profiles = self.profiles(run, devices).unwrap_or_default();
-        let is_alike = |other: &&DeviceProfile| (time(&own.device) - time(other)).abs() < ALIKE * time(other);
+        let off = |other: &DeviceProfile| (time(&own.device) / time(other) - 1.0).abs();
         let memory = own.device.memory;
-        match profiles.iter().find(is_alike) {
+        let nearest = profiles.iter().min_by(|a, b| off(a).total_cmp(&off(b)));
+        match nearest.filter(|nearest| off(nearest) < ALIKE) {
             Some(alike) => Some(HostProfile { device: DeviceProfile { memory, ..alike.clone() }, ..own }),
             None => Some(own),
         }

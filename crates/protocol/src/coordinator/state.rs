@@ -270,8 +270,7 @@ impl Plan {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) devices: Vec<PeerId>,
-    /// Seconds of a forward and a backward pass of a block, of each of them; of the host, if it counts, of a block and of
-    /// the ends.
+    /// How fast they were then.
     pub(super) paces: Vec<[f64; 2]>,
     pub(super) shape: Shape,
 }
@@ -328,6 +327,8 @@ pub(super) struct Run {
     pub(super) survey: Option<Survey>,
     pub(super) neighbours_lost: u8,
     pub(super) doubt: Option<Doubt>,
+    /// When it began.
+    pub(super) since: Duration,
     /// When anything of the work was last heard.
     pub(super) stirred: Duration,
     pub(super) inquiry: Option<Inquiry>,
@@ -377,6 +378,7 @@ impl Run {
             survey: None,
             neighbours_lost: 0,
             doubt: None,
+            since: now,
             stirred: now,
             inquiry: None,
             longest_step: Duration::ZERO,

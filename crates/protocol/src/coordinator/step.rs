@@ -69,7 +69,10 @@ impl Coordinator {
             let own = blocks.clone().chain(run.plan.head.then_some(run.start.blocks));
             let states = own.filter_map(|block| run.states.get(&block).cloned()).collect();
             let (micro_batches, recompute) = (run.plan.micro_batches(), run.plan.recompute.0);
-            let job = Job::Load { blocks, states, micro_batches, recompute };
+            // Alone it goes all the way with one before it takes the next.
+            let alone = run.plan.stages().is_empty();
+            let in_flight = if alone { 1 } else { run.open.front.limit().min(micro_batches) };
+            let job = Job::Load { blocks, states, micro_batches, in_flight, recompute };
             self.running = Some((generation, Kind::Load, self.now));
             self.outputs.push_back(Output::Job(job));
             return;
