@@ -278,3 +278,46 @@ fn the_search_ends_whatever_may_share_a_stage_and_however_finely_the_batch_is_cu
     let fine = Options { batch_size: 4096, ..options };
     assert!(plan(&room, &model, &fine).unwrap().prediction.fits());
 }
+
+#[test]
+fn a_plan_is_tuned_in_a_room_of_any_size_and_never_gets_slower_or_larger_than_fits() {
+    for seed in 0..200 {
+        let mut rng = rng(seed);
+        let blocks = rng.random_range(3..12);
+        let (mut room, model, options) = random(&mut rng, 3, blocks);
+        let options = Options { micro_batches: Vec::new(), most_ahead: 4, ..options };
+        let start = Partition { micro_batches: 1, ..thirds(blocks as u16, [0, 1, 2]) };
+        let (as_it_is, before) = settle(&room, &model, &options, &start).unwrap();
+        assert_eq!(before, predict(&room, &model, &options, &as_it_is).unwrap(), "seed {seed}");
+        let (tuned, after) = tune(&room, &model, &options, &start).unwrap();
+        assert_eq!(after, predict(&room, &model, &options, &tuned).unwrap(), "seed {seed}");
+        assert!(after.fits() || !before.fits(), "seed {seed}");
+        assert!(!before.fits() || after.step <= 1.02 * before.step, "seed {seed}: {after:?} {before:?}");
+        // The same three among many others.
+        let few = std::mem::take(&mut room.devices);
+        room.wires.clear();
+        let alone = tune(&Room { devices: few.clone(), ..room.clone() }, &model, &options, &start).unwrap();
+        room.devices = vec![few[0].clone(); 90];
+        for (place, device) in [7, 40, 81].into_iter().zip(few) {
+            room.devices[place] = device;
+        }
+        let far = Partition { micro_batches: 1, ..thirds(blocks as u16, [7, 40, 81]) };
+        let (tuned, prediction) = tune(&room, &model, &options, &far).unwrap();
+        assert_eq!((tuned.micro_batches, tuned.ahead), (alone.0.micro_batches, alone.0.ahead), "seed {seed}");
+        assert_eq!(tuned.stages[2].devices, [DeviceIndex(81)]);
+        assert_eq!(
+            (prediction.step, prediction.loads[3].node),
+            (alone.1.step, Node::Device(DeviceIndex(81)))
+        );
+    }
+}
+
+/// Blocks for three devices.
+fn thirds(blocks: u16, devices: [u16; 3]) -> Partition {
+    let stages = devices.into_iter().zip(even_split(blocks, 3)).map(|(device, blocks)| StagePlan {
+        devices: vec![DeviceIndex(device)],
+        blocks,
+        recompute: false,
+    });
+    Partition { stages: stages.collect(), ..chain(0, 0, 1) }
+}

@@ -132,11 +132,13 @@ async fn main() -> Result<()> {
 async fn prepare(host: &Tab, server: &Server, options: &Options) -> Result<()> {
     bench::choose_model(host, server, &options.model).await?;
     bench::choose_text(host, &options.data).await?;
-    let values: [(&str, Value); 17] = [
+    let values: [(&str, Value); 18] = [
         ("backbone", json!(options.backbone)),
         ("steps", json!(options.steps)),
         ("batch_size", json!(options.batch_size)),
         ("micro_batches", json!(options.micro_batches)),
+        // What is measured stands beside what the page says of phones that have all blocks.
+        ("host_blocks", json!("false")),
         ("seq_len", json!(options.seq_len)),
         ("lora_rank", json!(options.lora_rank)),
         ("lora_alpha", json!(options.lora_alpha)),

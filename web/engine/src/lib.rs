@@ -239,7 +239,7 @@ impl Environment for WorkerEnvironment {
         let promise = js_sys::Promise::new(&mut |resolve, _| {
             channel.port1().set_onmessage(Some(&resolve));
             if channel.port2().post_message(&JsValue::NULL).is_err() {
-                // Without its message the job starts at once.
+                // Without its message there is nothing to wait for.
                 let _ = resolve.call0(&JsValue::NULL);
             }
         });
