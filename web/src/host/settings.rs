@@ -173,9 +173,9 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                     "Activations",
                     |f| &mut f.activations,
                     &[
-                        ("auto", "Recomputed where memory is short"),
+                        ("auto", "Automatic"),
                         ("never", "Kept (faster)"),
-                        ("always", "Recomputed (less memory)"),
+                        ("always", "Recomputed"),
                     ],
                 )}
             </div>
