@@ -268,21 +268,13 @@ pub fn predict(
     options: &Options,
     partition: &Partition,
 ) -> Result<Prediction, PlanError> {
-    let as_it_is = |room: &Room, partition: &Partition| {
+    let mut flags = vec![partition.host_recompute];
+    flags.extend(partition.stages.iter().map(|stage| stage.recompute));
+    let (_, prediction) = of_those_used(room, partition, |room, partition| {
         let shape = checked_shape(room, model, options, partition)?;
-        let costs = costs_of(room, model, options, partition);
-        let mut flags = vec![partition.host_recompute];
-        flags.extend(partition.stages.iter().map(|stage| stage.recompute));
-        let mut layout = Layout::default();
-        layout.lay(&costs, &shape, Some(&flags));
-        Ok((partition.clone(), prediction(&costs, &layout, &shape)))
-    };
-    of_those_used(room, partition, as_it_is).map(|(_, prediction)| prediction)
-}
-
-fn costs_of(room: &Room, model: &ModelProfile, options: &Options, partition: &Partition) -> Costs {
-    let Partition { micro_batches, ahead, storage, boundary, .. } = *partition;
-    Costs::new(room, model, options, micro_batches, storage, boundary).with_ahead(ahead)
+        Ok(lay(room, model, options, &shape, partition.clone(), Some(&flags)))
+    })?;
+    Ok(prediction)
 }
 
 /// The same devices with the same blocks, the rest as is best of what [`Options`] leave open: those compute activations again
@@ -303,7 +295,7 @@ pub fn tune(
         let shape = checked_shape(room, model, options, partition)?;
         let with = |count: u16, ahead: u16| {
             let partition = Partition { micro_batches: count, ahead, ..partition.clone() };
-            settle_shape(room, model, options, &shape, partition)
+            lay(room, model, options, &shape, partition, None)
         };
         let at = LEAST_AHEAD.min(options.most_ahead);
         // What fits only with fewer in flight counts as well.
@@ -344,7 +336,7 @@ pub fn settle(
 ) -> Result<(Partition, Prediction), PlanError> {
     of_those_used(room, partition, |room, partition| {
         let shape = checked_shape(room, model, options, partition)?;
-        Ok(settle_shape(room, model, options, &shape, partition.clone()))
+        Ok(lay(room, model, options, &shape, partition.clone(), None))
     })
 }
 
@@ -358,16 +350,19 @@ fn checked_shape(
     shape_of(room, model, options, partition)
 }
 
-fn settle_shape(
+/// What a partition takes whose `shape` was checked, with these flags of who computes again, or with those that memory demands.
+fn lay(
     room: &Room,
     model: &ModelProfile,
     options: &Options,
     shape: &Shape,
     mut partition: Partition,
+    recompute: Option<&[bool]>,
 ) -> (Partition, Prediction) {
-    let costs = costs_of(room, model, options, &partition);
+    let Partition { micro_batches, ahead, storage, boundary, .. } = partition;
+    let costs = Costs::new(room, model, options, micro_batches, storage, boundary).with_ahead(ahead);
     let mut layout = Layout::default();
-    layout.lay(&costs, shape, None);
+    layout.lay(&costs, shape, recompute);
     let mut flags = layout.positions.iter().map(|position| position.recompute);
     partition.host_recompute = flags.next().unwrap_or(false);
     for (stage, recompute) in partition.stages.iter_mut().zip(flags) {

@@ -83,7 +83,8 @@ impl Coordinator {
     /// Seconds of a forward and a backward pass of a block on the host, and of the ends of a micro-batch; none where it did
     /// not measure itself.
     pub(super) fn own_pace(&self, run: &Run, devices: &[PeerId]) -> Option<(f64, f64)> {
-        let HostProfile { device, front, head } = self.own_profile(run, devices)?;
+        let profiles = self.profiles(run, devices).unwrap_or_default();
+        let HostProfile { device, front, head } = self.own_profile(run, &profiles)?;
         let ends = front.at(run.samples()) + head.at(run.samples());
         Some((pace(&device, run).iter().sum(), ends))
     }
@@ -245,10 +246,9 @@ impl Coordinator {
     }
 
     /// What the host can do; one that is nearly as fast as these devices is taken for one of them.
-    fn own_profile(&self, run: &Run, devices: &[PeerId]) -> Option<HostProfile> {
+    fn own_profile(&self, run: &Run, profiles: &[DeviceProfile]) -> Option<HostProfile> {
         let own = self.own.as_ref()?.profile();
         let time = |profile: &DeviceProfile| pace(profile, run).iter().sum::<f64>();
-        let profiles = self.profiles(run, devices).unwrap_or_default();
         let off = |other: &DeviceProfile| (time(&own.device) / time(other) - 1.0).abs();
         let memory = own.device.memory;
         let nearest = profiles.iter().min_by(|a, b| off(a).total_cmp(&off(b)));
@@ -261,7 +261,7 @@ impl Coordinator {
     fn room(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
         let link = |id: &PeerId| self.peers.get(id).and_then(|peer| peer.probe.link()).unwrap_or(LINK);
         let profiles = if devices.is_empty() { Vec::new() } else { self.profiles(run, devices)? };
-        let host = match (self.own_profile(run, devices), profiles.first()) {
+        let host = match (self.own_profile(run, &profiles), profiles.first()) {
             (Some(own), _) => own,
             // Its blocks, if it has any, are all that it is judged by.
             (None, Some(first)) => {
@@ -350,8 +350,7 @@ fn options(settings: &Settings) -> Options {
         }],
         most_ahead: if settings.freedom.ahead { MOST_AHEAD } else { 0 },
         recompute: recompute(settings),
-        // The ends are enough for the host, which may be the weakest of all and has the text to prepare, as long as the
-        // others have the memory for the rest.
+        // More only for a host that may help, or where the others lack the memory.
         host_blocks: 0,
         max_replicas: 1,
         commit_overlaps: true,
