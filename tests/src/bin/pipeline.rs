@@ -4,8 +4,9 @@ use anyhow::{Context, Result, ensure};
 use baton_e2e::{Browser, Server, Tab, TabOptions, bench, join, made, text_file};
 use clap::Parser;
 
-/// Trains the same model, text and settings two ways: the host's tab alone on core 0, and the host on core 0 with a stage on
-/// core 1, the blocks shared between them as the planner finds best. Every tab is a Chromium process of its own, pinned with all
+/// Trains the same model, text and settings three ways: the host's tab alone on core 0; the host on core 0 with a stage on
+/// core 1, the blocks shared between them as the planner finds best; and two hosts, each alone, on the two cores at once, which
+/// shows what the second core is worth where nothing is waited for. Every tab is a Chromium process of its own, pinned with all
 /// its threads.
 ///
 /// The plan's own bound for two equal shares and M micro-batches is (M + 1) / 2M of the time on one core.
@@ -41,8 +42,12 @@ struct Options {
     limit: u64,
 }
 
-/// Who is where: the cores of the stages; the host is on core 0.
-const WAYS: [(&str, &[usize]); 2] = [("the host alone", &[]), ("host and stage", &[1])];
+/// The ways: a name for one, and the cores of the hosts and of their stages.
+const WAYS: [(&str, &[(usize, &[usize])]); 3] = [
+    ("the host alone", &[(0, &[])]),
+    ("host and stage", &[(0, &[1])]),
+    ("two hosts at once, each alone", &[(0, &[]), (1, &[])]),
+];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -56,19 +61,25 @@ async fn main() -> Result<()> {
     );
     let folder = tempfile::tempdir()?;
     made::make(folder.path(), &config)?;
-    let mut seconds: [Vec<f64>; 2] = Default::default();
+    let model = folder.path().to_string_lossy();
+    let mut seconds: [Vec<f64>; WAYS.len()] = Default::default();
     for round in 1..=options.repeat {
-        for ((name, cores), seconds) in WAYS.iter().zip(&mut seconds) {
-            let times = measure(&options, &folder.path().to_string_lossy(), cores).await?;
-            let shown: Vec<String> = times.iter().map(|time| format!("{time:.2}")).collect();
-            println!("{round}: {name}: {} s a step", shown.join(", "));
-            seconds.extend(times.into_iter().skip(options.warm_up));
+        for ((name, hosts), seconds) in WAYS.iter().zip(&mut seconds) {
+            let runs = hosts.iter().map(|(host, stages)| measure(&options, &model, *host, stages));
+            for times in futures::future::try_join_all(runs).await? {
+                let shown: Vec<String> = times.iter().map(|time| format!("{time:.2}")).collect();
+                println!("{round}: {name}: {} s a step", shown.join(", "));
+                seconds.extend(times.into_iter().skip(options.warm_up));
+            }
         }
     }
-    let [alone, two] = seconds.map(median);
+    let [alone, two, apart] = seconds.map(median);
     let count = f64::from(options.micro_batches);
     let bound = (count + 1.0) / (2.0 * count);
-    println!("\nmedians: {alone:.2} s alone, {two:.2} s on two cores");
+    let cores = 2.0 * alone / apart;
+    println!(
+        "\nmedians: {alone:.2} s alone, {two:.2} s on two cores; {apart:.2} s for two that share no work"
+    );
     println!(
         "a speed-up of {:.3}, efficiency {:.3}; {:.3} of the plan's bound ({:.3})",
         alone / two,
@@ -76,6 +87,7 @@ async fn main() -> Result<()> {
         bound * alone / two,
         1.0 / bound,
     );
+    println!("the two cores are {cores:.3} times one: {:.3} of that", alone / two / cores);
     Ok(())
 }
 
@@ -104,7 +116,7 @@ async fn watch(host: &Tab) -> anyhow::Error {
 }
 
 /// Seconds of every step.
-async fn measure(options: &Options, model: &str, cores: &[usize]) -> Result<Vec<f64>> {
+async fn measure(options: &Options, model: &str, core: usize, cores: &[usize]) -> Result<Vec<f64>> {
     let (server, browser) = (Server::start(&[]).await?, Browser::start().await?);
     let preferred = options.nice.map(|nice| browser.prefer(nice)).transpose()?;
     let on = |core| TabOptions {
@@ -112,7 +124,7 @@ async fn measure(options: &Options, model: &str, cores: &[usize]) -> Result<Vec<
         core: Some(core),
         ..TabOptions::default()
     };
-    let host = browser.open(&format!("{}?backend=cpu", server.url), &on(0)).await?;
+    let host = browser.open(&format!("{}?backend=cpu", server.url), &on(core)).await?;
     bench::choose_model(&host, &server, model).await?;
     bench::choose_text(&host, &text_file()?).await?;
     let values = [
