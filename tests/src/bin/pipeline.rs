@@ -34,6 +34,9 @@ struct Options {
     /// How boundaries travel: f32 or f16.
     #[arg(long, default_value = "f16")]
     boundary: String,
+    /// Only this one of the three ways, by its number.
+    #[arg(long, value_name = "WAY", value_parser = clap::value_parser!(u8).range(1..=3))]
+    only: Option<u8>,
     /// The priority of every thread of the browsers, as `nice` takes it: below 0 where others' work is on the machine, which root may.
     #[arg(long, allow_hyphen_values = true)]
     nice: Option<i32>,
@@ -64,7 +67,10 @@ async fn main() -> Result<()> {
     let model = folder.path().to_string_lossy();
     let mut seconds: [Vec<f64>; WAYS.len()] = Default::default();
     for round in 1..=options.repeat {
-        for ((name, hosts), seconds) in WAYS.iter().zip(&mut seconds) {
+        for (way, ((name, hosts), seconds)) in (1..).zip(WAYS.iter().zip(&mut seconds)) {
+            if options.only.is_some_and(|only| only != way) {
+                continue;
+            }
             let runs = hosts.iter().map(|(host, stages)| measure(&options, &model, *host, stages));
             for times in futures::future::try_join_all(runs).await? {
                 let shown: Vec<String> = times.iter().map(|time| format!("{time:.2}")).collect();
@@ -72,6 +78,9 @@ async fn main() -> Result<()> {
                 seconds.extend(times.into_iter().skip(options.warm_up));
             }
         }
+    }
+    if options.only.is_some() {
+        return Ok(());
     }
     let [alone, two, apart] = seconds.map(median);
     let count = f64::from(options.micro_batches);

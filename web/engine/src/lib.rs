@@ -45,7 +45,9 @@ pub fn start() {
 
 #[cfg(not(feature = "webgpu"))]
 async fn device() -> Result<(Device, &'static str), String> {
-    Ok((baton_model::cpu(), "CPU"))
+    let device = baton_model::cpu();
+    baton_model::show_kernels(&device);
+    Ok((device, "CPU"))
 }
 
 #[cfg(feature = "webgpu")]
