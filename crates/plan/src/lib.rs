@@ -42,7 +42,7 @@ pub use profile::{
     BadProfile, BlockProfile, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, Growth,
     HostProfile, LinkProfile, ModelProfile, Node, Options, PeerProfile, Recompute, Room, Storage, Wire,
 };
-pub use refusal::{Refusal, Remedy};
+pub use refusal::{Bytes, Refusal, Remedy};
 pub use replan::{Fetch, Hysteresis, Situation, Verdict, fetch_time, fetches, renumbered};
 pub use track::{Change, JobKind, Tracker};
 

@@ -71,8 +71,9 @@ pub struct Refusal {
     pub remedies: Vec<Remedy>,
 }
 
-/// In the unit that a person would choose.
-struct Bytes(u64);
+/// A number of bytes in words, in the unit that a person would choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -65,6 +65,9 @@ fn a_mixed_room_survives_a_locked_screen_and_ends() {
     let (first, last) = (undisturbed[0], undisturbed[undisturbed.len() - 1]);
     assert!(last < first.mul_f64(1.1), "{first:?} {last:?}");
     assert!(of("old").blocks.len() < of("fast").blocks.len());
+    // What the locked screen had goes to whom it is soonest at: half of it was a minute on the line of the oldest.
+    let on: Vec<_> = outcome.recoveries.iter().map(|recovery| recovery.recovered).collect();
+    assert!(on[0].unwrap() < Duration::from_secs(10), "{on:?}");
 }
 
 #[test]
@@ -219,6 +222,18 @@ fn who_is_left_without_the_memory_waits_and_is_not_overloaded() {
     let [waited] = &outcome.pauses[..] else { panic!("{:?}", outcome.pauses) };
     assert!(waited.contains("does not fit") && waited.contains("another device"), "{waited}");
     assert!(outcome.trace.lives.values().all(|life| life.name == "host" || life.peak_memory < 470e6));
+}
+
+#[test]
+fn a_host_that_cannot_hold_the_model_does_not_go_on_alone() {
+    let phones = "[[devices]]\nname = \"phone\"\ncount = 3\ngflops = 20\nmemory_mb = 470\n";
+    let kill = "[[faults]]\nwhat = \"kill\"\ndevice = \"phone 2\"\nat = 20\n";
+    let outcome = room_of(150, &format!("{phones}{kill}")).run(0).unwrap();
+    let Some(Violation::Unfinished { phase, .. }) = &outcome.violation else {
+        panic!("{:?}", outcome.violation)
+    };
+    assert!(phase.contains("cannot go on alone") && phase.contains("and it has 150 MB"), "{phase}");
+    assert!(outcome.trace.lives[&HOST].peak_memory < 150e6, "{}", outcome.trace.lives[&HOST].peak_memory);
 }
 
 #[test]

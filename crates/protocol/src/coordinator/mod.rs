@@ -713,7 +713,14 @@ impl Coordinator {
     }
 
     fn resume(&mut self) {
+        let is_deserted = self.run.as_ref().is_some_and(|run| run.end.is_none() && run.deserted.is_some());
+        let too_small = if is_deserted { self.too_small_alone() } else { None };
         let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
+        if too_small.is_some() {
+            run.deserted = too_small;
+            self.outputs.push_back(Output::Changed);
+            return;
+        }
         (run.drive, run.deserted) = (Drive::Go, None);
         run.stir(self.now);
         self.broadcast(RoomState::Running);

@@ -26,6 +26,11 @@ pub(super) const LEAVE_OUT: f64 = 60.0;
 /// In a larger room the order of the devices is the one in which they came, and only their shares are chosen: the search
 /// would take seconds.
 const MOST_PLANNED: usize = 24;
+/// Of two plans after a loss the one that keeps more is left for one with which the next steps are done in this share of the
+/// time, ...
+const SOONER: f64 = 0.9;
+/// ... so many of them: a better-balanced plan follows.
+const NEXT_STEPS: u32 = 8;
 /// How often at most when somebody does.
 const RECONSIDER: Duration = Duration::from_millis(500);
 /// How often a better plan is looked for while nobody comes or goes.
@@ -137,34 +142,65 @@ impl Coordinator {
         if !old.stages.iter().any(|(id, _)| usable.contains(id)) {
             return self.design();
         }
-        let mut spares: Vec<PeerId> =
-            usable.iter().copied().filter(|id| old.position(*id).is_none() && self.may_work(*id)).collect();
-        let mut stages: Vec<(Option<PeerId>, Range<u16>)> = old
-            .stages
-            .iter()
-            .map(|(id, blocks)| (usable.contains(id).then_some(*id), blocks.clone()))
-            .collect();
-        for (owner, blocks) in stages.iter_mut().filter(|(owner, _)| owner.is_none()) {
-            let fitness = |id: &PeerId| {
-                let peer = self.peers.get(id);
-                let ready = peer.is_some_and(|peer| peer.has_ready(blocks));
-                let rested = peer.is_some_and(|peer| peer.rests_until <= self.now);
-                // The first of equals.
-                (ready, rested, std::cmp::Reverse(*id))
-            };
-            let best = (0..spares.len()).max_by_key(|&index| fitness(&spares[index]));
-            // One that still gets other blocks ready would have to finish that first: it comes in later.
-            let is_free = |id: &PeerId| self.peers.get(id).is_some_and(|peer| !peer.is_warming());
-            let best = best.filter(|&index| is_free(&spares[index]));
-            *owner = best.map(|index| spares.swap_remove(index));
+        let filled = |ready_only: bool| {
+            let mut spares: Vec<PeerId> = usable
+                .iter()
+                .copied()
+                .filter(|id| old.position(*id).is_none() && self.may_work(*id))
+                .collect();
+            let mut stages: Vec<(Option<PeerId>, Range<u16>)> = old
+                .stages
+                .iter()
+                .map(|(id, blocks)| (usable.contains(id).then_some(*id), blocks.clone()))
+                .collect();
+            for (owner, blocks) in stages.iter_mut().filter(|(owner, _)| owner.is_none()) {
+                let is_ready = |id: &PeerId| self.peers.get(id).is_some_and(|peer| peer.has_ready(blocks));
+                let fitness = |id: &PeerId| {
+                    let rested = self.peers.get(id).is_some_and(|peer| peer.rests_until <= self.now);
+                    // The first of equals.
+                    (is_ready(id), rested, std::cmp::Reverse(*id))
+                };
+                let best = (0..spares.len()).max_by_key(|&index| fitness(&spares[index]));
+                // One that still gets other blocks ready would have to finish that first: it comes in later.
+                let is_free = |id: &PeerId| self.peers.get(id).is_some_and(|peer| !peer.is_warming());
+                let best = best
+                    .filter(|&index| is_free(&spares[index]) && (!ready_only || is_ready(&spares[index])));
+                *owner = best.map(|index| spares.swap_remove(index));
+            }
+            stages
+        };
+        let closed = |ready_only: bool| {
+            [Closing::Halves, Closing::Before, Closing::After]
+                .map(|closing| Shape { stages: close_gaps(filled(ready_only), closing), ..old.clone() })
+        };
+        let nearest = [closed(false), closed(true)].concat();
+        // With fewer micro-batches in flight one may fit.
+        let shallow = nearest.iter().map(|shape| Shape { ahead: 0, ..shape.clone() });
+        let fitting = |shapes: Vec<Shape>| self.soonest(shapes.into_iter().filter(|shape| self.fits(shape)));
+        match fitting(nearest.clone()).or_else(|| fitting(shallow.collect())) {
+            Some(shape) => Ok(shape),
+            None => self.design(),
         }
-        let nearest = Shape { stages: close_gaps(stages), ..old.clone() };
-        if self.fits(&nearest) {
-            return Ok(nearest);
+    }
+
+    /// Of plans that are near to the one in force the one under which the room has made the next few steps first: who has to
+    /// fetch what is missing may do so over a slow line. The first, unless another one is sooner by a tenth.
+    fn soonest(&self, mut shapes: impl Iterator<Item = Shape>) -> Option<Shape> {
+        let mut best = shapes.next()?;
+        let Some(mut least) = self.soon(&best) else { return Some(best) };
+        for shape in shapes {
+            if let Some(seconds) = self.soon(&shape).filter(|seconds| *seconds < SOONER * least) {
+                (best, least) = (shape, seconds);
+            }
         }
-        // With fewer micro-batches in flight it may.
-        let shallow = Shape { ahead: 0, ..nearest };
-        if self.fits(&shallow) { Ok(shallow) } else { self.design() }
+        Some(best)
+    }
+
+    /// Seconds until the next few steps are made under a plan, with all that has to be fetched first; none where too little is
+    /// known to tell.
+    fn soon(&self, shape: &Shape) -> Option<f64> {
+        let steps = self.run.as_ref().map_or(0, Run::steps_left).min(NEXT_STEPS);
+        Some(self.way_to(shape)? + f64::from(steps) * self.prediction(shape)?.step)
     }
 
     /// The plan in force has lost a device or a connection.
@@ -477,8 +513,19 @@ fn split_by_pace(blocks: u16, shares: &[Share]) -> Vec<Range<u16>> {
     lens.into_iter().map(range).collect()
 }
 
-/// Gives the blocks of stages without an owner to the stages beside them, so that these end up as even as they can.
-fn close_gaps(stages: Vec<(Option<PeerId>, Range<u16>)>) -> Vec<(PeerId, Range<u16>)> {
+/// Who has the blocks of stages without an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    /// The stages beside them, so that these end up as even as they can.
+    Halves,
+    /// The one before.
+    Before,
+    /// The one after.
+    After,
+}
+
+/// Gives the blocks of stages without an owner to the stages beside them.
+fn close_gaps(stages: Vec<(Option<PeerId>, Range<u16>)>, closing: Closing) -> Vec<(PeerId, Range<u16>)> {
     let mut closed: Vec<(PeerId, Range<u16>)> = Vec::with_capacity(stages.len());
     let mut gap: Option<Range<u16>> = None;
     for (owner, blocks) in stages {
@@ -490,9 +537,14 @@ fn close_gaps(stages: Vec<(Option<PeerId>, Range<u16>)>) -> Vec<(PeerId, Range<u
         if let Some(gap) = gap.take() {
             match closed.last_mut() {
                 Some((_, before)) => {
-                    let whole = before.start..own.end;
-                    let wanted = before.start + (whole.end - whole.start) / 2;
-                    let middle = wanted.clamp(gap.start, gap.end);
+                    let middle = match closing {
+                        Closing::Halves => {
+                            let wanted = before.start + (own.end - before.start) / 2;
+                            wanted.clamp(gap.start, gap.end)
+                        }
+                        Closing::Before => gap.end,
+                        Closing::After => gap.start,
+                    };
                     (before.end, own.start) = (middle, middle);
                 }
                 None => own.start = gap.start,
@@ -513,12 +565,14 @@ mod tests {
     #[test]
     fn gaps_are_closed_by_who_is_beside_them_as_evenly_as_can_be() {
         let (a, b, c) = (PeerId(1), PeerId(2), PeerId(3));
-        let close = |stages: &[(Option<PeerId>, Range<u16>)]| close_gaps(stages.to_vec());
+        let close = |stages: &[(Option<PeerId>, Range<u16>)]| close_gaps(stages.to_vec(), Closing::Halves);
         assert_eq!(close(&[(Some(a), 0..4), (None, 4..8), (Some(c), 8..12)]), [(a, 0..6), (c, 6..12)]);
         assert_eq!(close(&[(Some(a), 0..6), (None, 6..8), (Some(c), 8..9)]), [(a, 0..6), (c, 6..9)]);
         assert_eq!(close(&[(None, 0..2), (None, 2..4), (Some(c), 4..5)]), [(c, 0..5)]);
         assert_eq!(close(&[(Some(a), 0..1), (None, 1..2), (None, 2..7)]), [(a, 0..7)]);
         let stages = [(Some(a), 0..2), (None, 2..3), (Some(b), 3..5), (None, 5..9), (Some(c), 9..11)];
         assert_eq!(close(&stages), [(a, 0..2), (b, 2..6), (c, 6..11)]);
+        assert_eq!(close_gaps(stages.to_vec(), Closing::Before), [(a, 0..3), (b, 3..9), (c, 9..11)]);
+        assert_eq!(close_gaps(stages.to_vec(), Closing::After), [(a, 0..2), (b, 2..5), (c, 5..11)]);
     }
 }

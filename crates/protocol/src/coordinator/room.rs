@@ -10,9 +10,9 @@ use crate::codec::Precision;
 use crate::ids::PeerId;
 use crate::run::{Backbone, Freedom, Settings};
 use baton_plan::{
-    BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile, ModelProfile,
-    Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation, StagePlan, Storage,
-    fetch_time, fetches, plan, predict, settle, tune,
+    BoundaryPrecision, Bytes, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile,
+    ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation,
+    StagePlan, Storage, fetch_time, fetches, plan, predict, settle, tune,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -150,6 +150,20 @@ impl Coordinator {
         self.prediction(shape).is_none_or(|prediction| prediction.fits())
     }
 
+    /// Why the host cannot train all blocks by itself, in words; none if it can, or nothing is known.
+    pub(super) fn too_small_alone(&self) -> Option<String> {
+        let run = self.run.as_ref()?;
+        let alone = Shape::alone(run.start.blocks, run.plan.micro_batches());
+        let loads = self.prediction(&alone)?.loads;
+        let own = loads.first().filter(|load| load.memory.total() > load.usable)?;
+        let (needed, usable) = (Bytes(own.memory.total()), Bytes(own.usable));
+        Some(format!(
+            "This device cannot go on alone: training all {} blocks takes {needed} of memory, and it has {usable}. The \
+             run goes on as soon as another device joins; what was trained so far is kept.",
+            run.start.blocks,
+        ))
+    }
+
     /// Whether a plan is so much better than the one in force that the way to it pays in the steps that are left, if
     /// enough is known to tell.
     pub(super) fn pays(&self, run: &Run, wanted: &Shape) -> Option<bool> {
@@ -202,6 +216,28 @@ impl Coordinator {
         // Who came to help is given work as soon as it pays at all.
         let hysteresis = if helps { Hysteresis { least_gain: 0.02, margin: 1.0, ..usual } } else { usual };
         Some(hysteresis.worth_moving(&situation).moves())
+    }
+
+    /// Seconds until everybody has what is new to them under a plan: what a device has ready it does not fetch. None where the
+    /// model or every device is unknown to the planner.
+    pub(super) fn way_to(&self, shape: &Shape) -> Option<f64> {
+        let run = self.run.as_ref()?;
+        let now = &run.plan.shape;
+        let mut devices: Vec<PeerId> = now.stages.iter().chain(&shape.stages).map(|(id, _)| *id).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        let (model, room) = (run.start.profile.as_ref()?, self.room(run, &devices)?);
+        let (from, to) = (partition(run, now, &devices)?, partition(run, shape, &devices)?);
+        let mut missing = fetches(model, &from, &to);
+        for fetch in &mut missing {
+            let Node::Device(DeviceIndex(index)) = fetch.node else { continue };
+            let id = devices.get(usize::from(index))?;
+            let ready = |blocks| self.peers.get(id).is_some_and(|peer| peer.has_ready(blocks));
+            if shape.blocks_of(*id).is_some_and(ready) {
+                fetch.weights = 0;
+            }
+        }
+        Some(fetch_time(&room, &missing, SOURCE))
     }
 
     /// Seconds of a forward and a backward pass of a block for each of these devices; none where nobody was timed.
