@@ -18,6 +18,7 @@ use baton_engine::source::{AnyFiles, CONFIG_FILE, Model, config_json};
 use baton_formats::peft::{CONFIG_FILE as ADAPTER_CONFIG, fitted};
 use baton_formats::{Adapter, AdapterConfig, DirFiles, Files, ModelConfig, UrlFiles};
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -69,6 +70,15 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("standard output cannot be written"),
     }
 }
 

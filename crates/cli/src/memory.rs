@@ -1,13 +1,14 @@
 //! `baton memory`: what every device of a room would hold, from the planner's model of memory; nothing is downloaded.
 
-use crate::shape::RunShape;
-use anyhow::{Context, Result};
+use crate::shape::{RunShape, count_of_devices};
+use crate::words::{grouped, plural};
+use anyhow::{Context, Result, ensure};
 use baton_engine::profile::{HOST_PROGRAM, STAGE_PROGRAM, model_profile};
 use baton_engine::source::CONFIG_FILE;
 use baton_formats::ModelConfig;
 use baton_plan::{
-    BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, LinkProfile, Load, Node, Options,
-    Partition, PeerProfile, Recompute, Room, StagePlan, Storage, even_split, predict,
+    BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, HostProfile, LinkProfile, Load, ModelProfile, Node,
+    Options, Partition, PeerProfile, Recompute, Room, StagePlan, Storage, even_split, predict,
 };
 use baton_protocol::run::{Backbone, Settings};
 use clap::Args;
@@ -52,12 +53,15 @@ const SHAPES: [(&str, &str); 4] = [
 /// A room of N devices is the host, which has both ends of the model, and N − 1 others. The host has as many blocks of its
 /// own as leave the most loaded device the least (or as many as you say), and the rest is spread evenly over the others;
 /// alone, the host has everything. Every device counts, and so does the program that a tab runs.
+///
+/// A room that trains shares the blocks otherwise: for the shortest step, where every device has the memory. Its most loaded
+/// device may then hold more than is said here.
 #[derive(Args)]
 pub(crate) struct Memory {
     /// bert-base, gpt2, smollm2-135m, tinyllama-1.1b, or a folder with a config.json; all four where none is named
     models: Vec<String>,
     /// Devices of a room, the host among them, separated by commas
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3, 4])]
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4", value_parser = count_of_devices)]
     devices: Vec<usize>,
     /// How frozen weights are kept: f32, bf16, int8 or nf4
     #[arg(long, default_value = "f32")]
@@ -81,6 +85,8 @@ struct Rooms {
     model: String,
     /// Its config.json.
     config: String,
+    /// Of a sample: as many as were asked for, or as the model has positions.
+    tokens: u64,
     rooms: Vec<OneRoom>,
 }
 
@@ -89,6 +95,8 @@ struct OneRoom {
     devices: usize,
     /// The host first, then the stages.
     loads: Vec<Share>,
+    /// Devices that hold nothing, because the others have all blocks.
+    idle: usize,
     /// The most of them.
     peak: u64,
     /// How much less that is than what one device alone has, as a share of it.
@@ -126,11 +134,10 @@ impl Memory {
             .map(|model| rooms(model, &settings, &self.devices, self.host_blocks))
             .collect::<Result<_>>()?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&all)?);
+            crate::print(&(serde_json::to_string_pretty(&all)? + "\n"))
         } else {
-            print!("{}", table(&all, &settings));
+            crate::print(&table(&all, &settings))
         }
-        Ok(())
     }
 }
 
@@ -147,18 +154,27 @@ fn rooms(model: String, settings: &Settings, devices: &[usize], own: Option<u16>
         }
     };
     let config = ModelConfig::parse(json.as_bytes())?;
-    let one = peak(&shares(&config, settings, 1, 0)?);
+    let profile = model_profile(&config, settings)?;
     let blocks = u16::try_from(config.num_hidden_layers).context("the model has too many blocks")?;
+    let most = blocks.saturating_sub(1);
+    if let Some(own) = own {
+        ensure!(
+            own <= most,
+            "--host-blocks {own} is too many: {model} has {}, of which the other devices have one at least; give 0 to {most}",
+            plural(blocks.into(), "block")
+        );
+    }
+    let one = peak(&shares(&profile, settings, 1, 0)?);
     let room = |&devices: &usize| {
-        let most = blocks.saturating_sub(1);
-        let candidates = own.map_or(0..=most, |own| own.min(most)..=own.min(most));
+        let candidates = own.map_or(0..=most, |own| own..=own);
         let all: Vec<_> =
-            candidates.map(|own| shares(&config, settings, devices, own)).collect::<Result<_>>()?;
+            candidates.map(|own| shares(&profile, settings, devices, own)).collect::<Result<_>>()?;
         let loads = all.into_iter().min_by_key(|loads| peak(loads)).context("a model without blocks")?;
-        let most = peak(&loads);
-        Ok(OneRoom { devices, loads, peak: most, reduction: 1.0 - most as f64 / one as f64 })
+        let (most, idle) = (peak(&loads), devices.saturating_sub(loads.len()));
+        Ok(OneRoom { devices, loads, idle, peak: most, reduction: 1.0 - most as f64 / one as f64 })
     };
-    Ok(Rooms { model, config: json, rooms: devices.iter().map(room).collect::<Result<_>>()? })
+    let rooms = devices.iter().map(room).collect::<Result<_>>()?;
+    Ok(Rooms { model, config: json, tokens: profile.tokens, rooms })
 }
 
 fn peak(loads: &[Share]) -> u64 {
@@ -166,8 +182,8 @@ fn peak(loads: &[Share]) -> u64 {
 }
 
 /// What each of so many devices holds, the host with its own blocks first.
-fn shares(config: &ModelConfig, settings: &Settings, devices: usize, own: u16) -> Result<Vec<Share>> {
-    let blocks = u16::try_from(config.num_hidden_layers).context("the model has too many blocks")?;
+fn shares(profile: &ModelProfile, settings: &Settings, devices: usize, own: u16) -> Result<Vec<Share>> {
+    let blocks = u16::try_from(profile.blocks.len()).context("the model has too many blocks")?;
     let stages = even_split(blocks.saturating_sub(own), devices.saturating_sub(1));
     let stages: Vec<_> = stages.into_iter().map(|stage| stage.start + own..stage.end + own).collect();
     let host = if stages.is_empty() { 0..blocks } else { 0..own };
@@ -198,7 +214,7 @@ fn shares(config: &ModelConfig, settings: &Settings, devices: usize, own: u16) -
         stages: stages.collect(),
     };
     let room = room_of(partition.stages.len())?;
-    let prediction = predict(&room, &model_profile(config, settings)?, &options, &partition)?;
+    let prediction = predict(&room, profile, &options, &partition)?;
     let share = |(load, blocks): (&Load, &std::ops::Range<u16>)| {
         let program = if load.node == Node::Host { HOST_PROGRAM } else { STAGE_PROGRAM };
         Share {
@@ -240,12 +256,15 @@ fn table(all: &[Rooms], settings: &Settings) -> String {
         let _ = writeln!(text, "{line}");
     };
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let asked = u64::from(settings.seq_len);
+    let is_cut = |rooms: &Rooms| rooms.tokens < asked;
     line(format!(
-        "MiB at the most, weights in {:?}, {} samples a step in {} micro-batches, {} tokens each, rank {} on {}{}",
-        settings.backbone,
-        settings.batch_size,
-        settings.micro_batches,
-        settings.seq_len,
+        "MiB at the most, weights in {}, {} a step in {}, {}{} tokens each, rank {} on {}{}",
+        settings.backbone.name(),
+        plural(usize::try_from(settings.batch_size).unwrap_or(usize::MAX), "sample"),
+        plural(settings.micro_batches.into(), "micro-batch"),
+        if all.iter().any(is_cut) { "at most " } else { "" },
+        grouped(asked),
         settings.lora_rank,
         settings.targets.join(", "),
         if settings.recompute { ", recomputing" } else { "" },
@@ -253,26 +272,41 @@ fn table(all: &[Rooms], settings: &Settings) -> String {
     line(String::new());
     line("| model | devices | the host (its blocks) | each other device (its blocks) | the most loaded | less than alone |".into());
     line("| --- | --- | --- | --- | --- | --- |".into());
-    for Rooms { model, rooms, .. } in all {
-        for room in rooms {
+    for model in all {
+        let name = match is_cut(model) {
+            true => format!("{}, {} tokens", model.model, grouped(model.tokens)),
+            false => model.model.clone(),
+        };
+        for room in &model.rooms {
             let (host, stages) = room.loads.split_at(1);
             let each = |share: &Share| match share.blocks {
                 [from, to] if from == to => format!("{:.0}", mib(share.total)),
                 [from, to] => format!("{:.0} ({})", mib(share.total), to - from),
             };
+            let mut others: Vec<_> = stages.iter().map(each).collect();
+            match room.idle {
+                0 => {}
+                1 => others.push("one more has no block".into()),
+                idle => others.push(format!("{} more have no block", grouped(idle as u64))),
+            }
             line(format!(
-                "| {model} | {} | {} | {} | {:.0} | {} |",
+                "| {name} | {} | {} | {} | {:.0} | {} |",
                 room.devices,
                 host.iter().map(each).collect::<String>(),
-                if stages.is_empty() {
-                    "–".into()
-                } else {
-                    stages.iter().map(each).collect::<Vec<_>>().join(", ")
-                },
+                if others.is_empty() { "–".into() } else { others.join(", ") },
                 mib(room.peak),
                 if room.devices == 1 { "–".into() } else { format!("{:.1} %", 100.0 * room.reduction) },
             ));
         }
+    }
+    for model in all.iter().filter(|model| is_cut(model)) {
+        line(String::new());
+        line(format!(
+            "Note: {} has {} positions and no more, so its figures are of samples of as many tokens, not of {}.",
+            model.model,
+            grouped(model.tokens),
+            grouped(asked)
+        ));
     }
     text
 }

@@ -1,8 +1,23 @@
 //! The flags of a run that say what it asks of devices' memory.
 
+use crate::words::grouped;
 use baton_formats::config::ALL_LINEAR;
 use baton_protocol::run::Settings;
 use clap::Args;
+
+/// The most devices that are spread over.
+const MOST_DEVICES: usize = 10_000;
+
+/// How many devices share a model, as a flag says it.
+pub(crate) fn count_of_devices(text: &str) -> Result<usize, String> {
+    let count = text.trim().parse().ok().filter(|count| (1..=MOST_DEVICES).contains(count));
+    count.ok_or_else(|| {
+        format!(
+            "give whole numbers from 1 to {}, separated by commas, such as 1,2,4",
+            grouped(MOST_DEVICES as u64)
+        )
+    })
+}
 
 /// For an estimate of what a run takes.
 #[derive(Args)]

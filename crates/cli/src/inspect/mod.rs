@@ -3,11 +3,9 @@
 mod facts;
 mod words;
 
-use crate::shape::RunShape;
+use crate::shape::{RunShape, count_of_devices};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use clap::builder::RangedU64ValueParser;
-use std::io::Write;
 
 #[derive(Args)]
 pub(crate) struct Inspect {
@@ -20,7 +18,7 @@ pub(crate) struct Inspect {
     #[arg(long)]
     json: bool,
     /// Numbers of phones to spread the model over, separated by commas
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4], value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4", value_parser = count_of_devices)]
     phones: Vec<usize>,
     #[command(flatten)]
     shape: RunShape,
@@ -35,11 +33,7 @@ impl Inspect {
         let facts = facts::read(&files, &self.model, self.tensors, &settings, &self.phones).await;
         let facts = facts.with_context(|| crate::unusable(&self.model))?;
         let text = if self.json { serde_json::to_string_pretty(&facts)? + "\n" } else { words::of(&facts) };
-        match std::io::stdout().write_all(text.as_bytes()) {
-            // Whoever reads has seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-            written => written?,
-        }
+        crate::print(&text)?;
         match facts.problems.len() {
             0 => Ok(()),
             1 => bail!("{} cannot be used: {}", self.model, facts.problems.concat()),
