@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use baton_sim::scenario::Scenario;
-use baton_sim::{campaign, timeline};
+use baton_sim::{Seeds, campaign, timeline};
 use clap::Args;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -61,12 +61,13 @@ impl Simulate {
         let text = std::fs::read_to_string(path).with_context(|| format!("{named} cannot be read"))?;
         let mut scenario = Scenario::parse(&text).with_context(|| format!("{named} is not a scenario"))?;
         scenario.measures = if self.host_time { MEASURES } else { 0 };
-        let (runs, first) = (self.runs.unwrap_or(1), self.seed.unwrap_or(scenario.seed));
+        let seeds = Seeds::new(self.seed.unwrap_or(scenario.seed), self.runs.unwrap_or(1))?;
+        let (runs, first) = (seeds.runs(), seeds.first());
         println!("{}", scenario.title);
         let mut broken = Vec::new();
         let (mut steps, mut time, mut efficiency) = (0, Duration::ZERO, Vec::new());
         let mut host_time = Duration::ZERO;
-        for seed in first..first.saturating_add(runs) {
+        for seed in seeds.each() {
             let outcome = scenario.run(seed)?;
             if runs == 1 {
                 print!("{}", outcome.table());
@@ -107,10 +108,9 @@ impl Simulate {
     }
 
     fn campaign(&self) -> Result<()> {
-        let (runs, first) = (self.runs.unwrap_or(10_000), self.seed.unwrap_or(0));
+        let seeds = Seeds::new(self.seed.unwrap_or(0), self.runs.unwrap_or(10_000))?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let begun = Instant::now();
-        let seeds = first..first.saturating_add(runs);
         let tally = campaign::campaign(seeds, self.threads.unwrap_or_else(cores))?;
         println!("{tally}");
         println!("in {:.1} s", begun.elapsed().as_secs_f64());

@@ -4,6 +4,7 @@ use crate::act::{Act, JobName, Moment};
 use crate::cost::{Access, Costs, DeviceSpec, Shape, Thermal};
 use crate::engine::{JobError, Model};
 use crate::net::Network;
+use crate::seeds::Seeds;
 use crate::toy::{Toy, ToyModel};
 use crate::violation::Violation;
 use crate::world::{HOST, Pace, Point, Room, Scenario, World, peer};
@@ -13,8 +14,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// What a campaign survived, and what not.
@@ -246,27 +246,55 @@ fn finish(world: &mut World<ToyModel>) -> Result<(), Violation> {
     Ok(())
 }
 
+/// Threads of a campaign at most.
+const MOST_THREADS: usize = 256;
+
+/// Why a campaign was not made.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CampaignError {
+    /// None, or more than any machine has use for.
+    #[error("a campaign runs on 1 to {MOST_THREADS} threads, and {found} were asked for")]
+    Threads {
+        /// How many were asked for.
+        found: usize,
+    },
+    /// The system gave no thread.
+    #[error("the system starts no thread ({0}): ask for fewer")]
+    NoThread(String),
+    /// A room that cannot be.
+    #[error(transparent)]
+    Room(#[from] JobError),
+}
+
 /// Runs many seeds, on so many threads.
 ///
 /// # Errors
 ///
-/// When the toy's numbers are none.
-pub fn campaign(seeds: Range<u64>, threads: usize) -> Result<Tally, JobError> {
-    let next = AtomicU64::new(seeds.start);
+/// When there cannot be so many threads, or when the toy's numbers are none.
+pub fn campaign(seeds: Seeds, threads: usize) -> Result<Tally, CampaignError> {
+    if !(1..=MOST_THREADS).contains(&threads) {
+        return Err(CampaignError::Threads { found: threads });
+    }
+    let next = Mutex::new(Some(seeds.first()));
+    // A thread that panicked is told of where it is joined.
+    let take = || {
+        let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+        let seed = *next;
+        *next = seed.and_then(|seed| seeds.after(seed));
+        seed
+    };
     let work = || {
         let mut tally = Tally::default();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return Ok(tally);
-            }
+        while let Some(seed) = take() {
             tally.add(run(seed)?);
         }
+        Ok::<_, JobError>(tally)
     };
     let mut all = Tally::default();
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
-        for worker in workers {
+    std::thread::scope(|scope| -> Result<(), CampaignError> {
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, work);
+        let workers = (0..threads).map(start).collect::<Result<Vec<_>, _>>();
+        for worker in workers.map_err(|error| CampaignError::NoThread(error.to_string()))? {
             match worker.join() {
                 Ok(tally) => all.add(tally?),
                 Err(panic) => std::panic::resume_unwind(panic),

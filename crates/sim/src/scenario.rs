@@ -21,6 +21,9 @@ use toml::Spanned;
 /// Devices of a scenario at most: the signaling server's rooms are no larger.
 const MOST_DEVICES: usize = 1024;
 
+/// Faults drawn for a run at most: more would leave nobody to strike.
+const MOST_RANDOM_FAULTS: u32 = 1000;
+
 /// How long devices wait for a host that loads its page anew.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -88,6 +91,21 @@ impl TryFrom<f64> for Share {
     }
 }
 
+/// A number of faults that is drawn in no time.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(try_from = "u32")]
+struct Faults(u32);
+
+impl TryFrom<u32> for Faults {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Self, String> {
+        let fits = number <= MOST_RANDOM_FAULTS;
+        fits.then_some(Self(number))
+            .ok_or_else(|| format!("{number} faults are too many: at most {MOST_RANDOM_FAULTS} are drawn"))
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -96,7 +114,7 @@ struct File {
     seed: u64,
     /// Faults drawn for each run, at most.
     #[serde(default)]
-    random_faults: u32,
+    random_faults: Faults,
     /// Seconds of virtual time after which a run counts as stuck.
     patience: Option<Time>,
     model: Spanned<ModelFile>,
@@ -318,7 +336,7 @@ impl Scenario {
             model,
             room,
             acts,
-            random_faults: file.random_faults,
+            random_faults: file.random_faults.0,
             patience: file.patience.map(|time| seconds(time.0)),
         })
     }

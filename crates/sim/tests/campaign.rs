@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use baton_sim::campaign::{self, Tally};
-use baton_sim::{JobName, Point};
+use baton_sim::campaign::{self, CampaignError, Tally};
+use baton_sim::{JobName, Point, Seeds};
 
 #[test]
 fn rooms_with_faults_at_every_point_of_a_step_lose_none_and_make_none_twice() {
-    let tally = campaign::campaign(0..400, 1).unwrap();
+    let tally = campaign::campaign(Seeds::new(0, 400).unwrap(), 1).unwrap();
     assert_eq!(tally.broken, [], "repeat one with `baton simulate --campaign --seed SEED --runs 1`");
     assert_eq!((tally.runs, tally.steps), (400, 2000));
     use JobName::{Apply, Backward, Forward, Load, Norm};
@@ -35,7 +35,22 @@ fn rooms_with_faults_at_every_point_of_a_step_lose_none_and_make_none_twice() {
 
 #[test]
 fn a_campaign_is_the_same_on_any_number_of_threads() {
-    let of = |threads| campaign::campaign(1000..1020, threads).unwrap();
+    let of = |threads| campaign::campaign(Seeds::new(1000, 20).unwrap(), threads).unwrap();
     assert_eq!(of(1), of(3));
     assert_ne!(of(1), Tally::default());
+}
+
+#[test]
+fn a_campaign_ends_at_the_last_seed_there_is() {
+    let tally = campaign::campaign(Seeds::new(u64::MAX - 1, 2).unwrap(), 2).unwrap();
+    assert_eq!((tally.runs, tally.broken), (2, Vec::new()));
+}
+
+#[test]
+fn a_campaign_on_no_threads_or_on_a_hundred_thousand_is_refused_in_words() {
+    for found in [0, 100_000] {
+        let refused = campaign::campaign(Seeds::new(0, 1).unwrap(), found).unwrap_err();
+        assert_eq!(refused, CampaignError::Threads { found });
+        assert!(refused.to_string().contains("1 to 256 threads"), "{refused}");
+    }
 }

@@ -173,6 +173,7 @@ fn what_is_wrong_is_told_with_its_line() {
     for (bad, words) in [
         ("[model]\nkind = \"toy\"\nblocks = 2\n", "line 1: a model of this kind needs `mflop`"),
         ("[model]\nkind = \"toy\"\nblocks = \"many\"\nmflop = 1\n", "line 3"),
+        ("random_faults = 1000000000\n[model]\nkind = \"toy\"\nblocks = 2\nmflop = 1\n", "at most 1000"),
     ] {
         let error = Scenario::parse(bad).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
