@@ -17,6 +17,7 @@ pub mod coordinator;
 pub mod ids;
 pub mod link;
 pub mod message;
+mod probe;
 pub mod pulse;
 pub mod room;
 pub mod run;
@@ -27,4 +28,4 @@ pub mod stage;
 pub use ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
 
 /// The version of everything in this crate that crosses the network; peers of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;

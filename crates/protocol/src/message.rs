@@ -3,7 +3,7 @@
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
 use crate::run::{ModelSource, Settings};
-use baton_plan::DeviceProfile;
+use baton_plan::{DeviceProfile, LinkProfile};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::time::Duration;
@@ -53,6 +53,18 @@ pub enum Message {
         /// They mean nothing.
         #[serde(with = "serde_bytes")]
         padding: Vec<u8>,
+    },
+    /// The host has a stage time the link to the next one, while no step is under way.
+    TimeLink {
+        /// Of the plan.
+        generation: Generation,
+    },
+    /// What the stage found: `down` is the way to the next one, `up` the way back.
+    Timed {
+        /// Of the plan.
+        generation: Generation,
+        /// In bytes a second, and seconds.
+        link: LinkProfile,
     },
     /// A stage fetches its blocks.
     Progress {

@@ -9,6 +9,7 @@ use crate::link::Lane;
 use crate::message::{
     Assign, BlockBytes, Counts, Device, Fault, MAX_PROBE, Measure, Message, RoomState, Side, Times,
 };
+use crate::probe::Probe;
 use crate::pulse::Presence;
 use crate::schedule::{Schedule, Work};
 use baton_plan::DeviceProfile;
@@ -223,6 +224,9 @@ pub struct Stage {
     fetching: Option<Range<u16>>,
     /// What it is to measure itself on next.
     measure: Option<Box<Measure>>,
+    /// The link to the next stage of a plan that is being timed, and how many were before.
+    wire: Option<(Generation, PeerId, Probe)>,
+    questions: u32,
     /// What it measured itself on last, and what it found.
     measured: Option<(Box<Measure>, Option<Box<DeviceProfile>>)>,
 }
@@ -392,6 +396,8 @@ impl Stage {
             orphaned: None,
             fetching: None,
             measure: None,
+            wire: None,
+            questions: 0,
             measured: None,
         }
     }
@@ -449,6 +455,10 @@ impl Stage {
     pub fn handle_timeout(&mut self, now: Duration) {
         if matches!(self.phase, Phase::Ended(_)) {
             return;
+        }
+        if let Some((_, _, probe)) = &mut self.wire {
+            probe.gives_up(now);
+            self.tell_of_the_link();
         }
         // As in the coordinator: what came while this side slept may still wait to be read.
         self.heard = (self.heard + now.saturating_sub(self.heartbeat)).min(now);
@@ -532,7 +542,7 @@ impl Stage {
         // The blocks stay where they are; the plan is of a host that is gone, and with it every link.
         self.orphaned.get_or_insert(now);
         self.phase = Phase::Greeting;
-        (self.fetching, self.measure) = (None, None);
+        (self.fetching, self.measure, self.wire) = (None, None, None);
         self.room = RoomState::Paused;
         if let Some(running) = &mut self.running {
             running.is_void = true;
@@ -591,6 +601,12 @@ impl Stage {
                     working.infers.push_back((request, tensor));
                 }
             }
+            Message::Probe { id, want, .. } if from == self.host || self.links.contains(&from) => {
+                let padding = vec![0; want.min(MAX_PROBE) as usize];
+                self.send(from, Message::Probed { id, padding });
+            }
+            Message::Probed { id, .. } => self.probed(from, id, now),
+            Message::TimeLink { generation } if from == self.host => self.time_link(generation, now),
             message if from == self.host => self.host_message(message),
             _ => {}
         }
@@ -603,10 +619,6 @@ impl Stage {
                 self.outputs.push_back(Output::Changed);
             }
             Message::Measure(measure) => self.measure(measure),
-            Message::Probe { id, want, .. } => {
-                let padding = vec![0; want.min(MAX_PROBE) as usize];
-                self.send_host(Message::Probed { id, padding });
-            }
             Message::Assign(assign) => self.assigned(*assign),
             Message::Warm(assign) => self.warmed(assign),
             Message::Ask { generation } => {
@@ -642,6 +654,36 @@ impl Stage {
             }
             Message::Goodbye { reason } => self.end(reason),
             _ => {}
+        }
+    }
+
+    /// The host wants to know how fast the link to the next stage is.
+    fn time_link(&mut self, generation: Generation, now: Duration) {
+        let Some(next) = self.working(generation).map(|working| working.assign.next) else { return };
+        if next == self.host {
+            return;
+        }
+        self.questions = self.questions.wrapping_add(1);
+        let mut probe = Probe::default();
+        let message = probe.ask(self.questions, now);
+        self.wire = Some((generation, next, probe));
+        self.send(next, message);
+    }
+
+    /// The next stage has answered.
+    fn probed(&mut self, from: PeerId, id: u32, now: Duration) {
+        let Some((_, _, probe)) = self.wire.as_mut().filter(|(_, next, _)| *next == from) else { return };
+        if let Some(message) = probe.hear(id, now) {
+            self.send(from, message);
+        }
+        self.tell_of_the_link();
+    }
+
+    fn tell_of_the_link(&mut self) {
+        if let Some((generation, _, probe)) = self.wire.take_if(|(_, _, probe)| probe.is_known())
+            && let Some(link) = probe.link()
+        {
+            self.send_host(Message::Timed { generation, link });
         }
     }
 
@@ -763,6 +805,7 @@ impl Stage {
 
     fn lost_neighbour(&mut self, peer: PeerId) {
         self.links.remove(&peer);
+        self.wire.take_if(|(_, next, _)| *next == peer);
         if self.is_standing_by() {
             return;
         }

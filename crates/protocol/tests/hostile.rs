@@ -2,7 +2,9 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a generator")]
 
-use baton_plan::{BlockProfile, Curve, DeviceProfile, EndsProfile, Growth, HostProfile, ModelProfile};
+use baton_plan::{
+    BlockProfile, Curve, DeviceProfile, EndsProfile, Growth, HostProfile, LinkProfile, ModelProfile,
+};
 use baton_protocol::codec::{Boundary, Precision};
 use baton_protocol::coordinator::{self, Coordinator, RunPhase, Start};
 use baton_protocol::link::{Lane, Link, MAX_FRAME, WINDOW};
@@ -110,7 +112,7 @@ impl Hostile {
         let (generation, step) = (Generation(self.number(generation)), Step(self.number(step)));
         let micro_batch = self.micro_batch();
         let reason = String::from("because");
-        match self.rng.random_range(0..33) {
+        match self.rng.random_range(0..35) {
             0 => Message::Hello(Device { name: "\u{7}x".repeat(100), backend: String::new() }),
             1 => Message::Welcome(Device { name: String::new(), backend: String::new() }),
             2 => Message::Heartbeat,
@@ -170,6 +172,13 @@ impl Hostile {
                 Message::Evidence { generation, step, micro_batch, side, tensor: self.tensor() }
             }
             29 => Message::Probed { id: self.rng.random_range(0..9), padding: vec![0; 8] },
+            33 => Message::TimeLink { generation },
+            34 => {
+                let mut rate =
+                    || [-1.0, 0.0, 1e-300, 1e6, f64::INFINITY, f64::NAN][self.rng.random_range(0..6)];
+                let link = LinkProfile { up: rate(), down: rate(), round_trip: rate() };
+                Message::Timed { generation, link }
+            }
             _ => Message::Room(RoomState::Paused),
         }
     }

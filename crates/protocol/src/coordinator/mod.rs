@@ -12,6 +12,7 @@ mod roster;
 mod state;
 mod step;
 mod survey;
+mod timing;
 mod watch;
 
 use crate::codec::Boundary;
@@ -21,7 +22,7 @@ use crate::message::{BlockBytes, Device, Measure, Message, RoomState, Side};
 use crate::pulse::Presence;
 use crate::run::{ModelSource, Settings};
 use crate::stage::{Failure, HEARTBEAT};
-use baton_plan::{HostProfile, LinkProfile, ModelProfile};
+use baton_plan::{HostProfile, LinkProfile, ModelProfile, Wire};
 use state::{Compute, Drive, End, Kind, Own, Peer, Run};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -361,6 +362,8 @@ pub struct Coordinator {
     questions: u32,
     /// What devices measure themselves on, for the run in force or the last one.
     question: Option<Measure>,
+    /// Links between stages that were timed: from whom, to whom.
+    wires: BTreeMap<(PeerId, PeerId), Wire>,
     /// How fast the host is, if it measured itself.
     own: Option<Own>,
     /// When it was last told anything.
@@ -382,6 +385,7 @@ impl Coordinator {
             questions: 0,
             question: None,
             own: None,
+            wires: BTreeMap::new(),
             now,
         }
     }
@@ -403,7 +407,7 @@ impl Coordinator {
             }
             Event::Evaluated => {
                 if let Some(run) = &mut self.run {
-                    run.judging = false;
+                    (run.judging, run.pace.steady) = (false, false);
                 }
                 self.loaded_if_complete();
             }
@@ -573,6 +577,7 @@ impl Coordinator {
             }
             Message::Measured { id, profile } => self.measured(from, id, profile),
             Message::Probed { id, .. } => self.probed(from, id),
+            Message::Timed { generation, link } => self.link_timed(from, generation, link),
             Message::Goodbye { reason } => {
                 self.outputs.push_back(Output::Disconnect { peer: from });
                 self.lost(from, &short(&reason));

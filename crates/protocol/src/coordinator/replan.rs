@@ -4,7 +4,7 @@
 //! the room goes on within a second. What that costs in balance is made up for later, between two steps, when every
 //! device has ready what is new to it, and only if it is worth it.
 
-use super::state::{Intent, OpenStep, Plan, Run, Shape, Warm};
+use super::state::{Intent, OpenStep, Plan, Run, Shape, Timing, Warm};
 use super::{Coordinator, Drive, Output, RoomState};
 use crate::ids::{Generation, PeerId, StageIndex};
 use crate::message::{Assign, Message};
@@ -30,7 +30,7 @@ const MOST_PLANNED: usize = 24;
 /// time, ...
 const SOONER: f64 = 0.9;
 /// ... so many of them: a better-balanced plan follows.
-const NEXT_STEPS: u32 = 8;
+const NEXT_STEPS: u32 = 2;
 /// How often at most when somebody does.
 const RECONSIDER: Duration = Duration::from_millis(500);
 /// How often a better plan is looked for while nobody comes or goes.
@@ -262,12 +262,14 @@ impl Coordinator {
         let is_open = |run: &&Run| run.is_live() && run.deserted.is_none() && run.survey.is_none();
         let Some(run) = self.run.as_ref().filter(is_open) else { return };
         if run.intent.is_none() && self.now >= run.consider_at {
+            let expected = self.prediction(&run.plan.shape).map(|prediction| prediction.step);
             let wanted = self.design().ok();
             let worth =
                 wanted.filter(|wanted| self.run.as_ref().is_some_and(|run| self.is_worth(run, wanted)));
             if let Some(run) = &mut self.run {
                 run.consider_at = self.now + CONSIDER;
                 run.considered = self.now;
+                run.pace.expected = expected;
                 if worth.is_some() {
                     run.moved = (run.committed, run.moved.1.saturating_add(1));
                 }
@@ -416,6 +418,7 @@ impl Coordinator {
         run.plan = Plan { generation, shape, recompute, head: run.start.head };
         run.intent = None;
         run.open = OpenStep::new(run.committed, &run.plan);
+        (run.timing, run.pace.expected, run.pace.steady) = (Timing::Known, None, false);
         // A judgement that was due after a step that is undone comes again with it; one that was asked for goes on.
         run.judging &= run.closing.take().is_none();
         (run.host_loaded, run.broken, run.audit) = (false, false, None);
@@ -460,6 +463,7 @@ impl Coordinator {
             Drive::Go => self.broadcast(RoomState::Running),
             Drive::Paused => self.broadcast(RoomState::Paused),
         }
+        self.time_new_links();
         if let Some(run) = &mut self.run {
             run.stir(now);
             if ask {

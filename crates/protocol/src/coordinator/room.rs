@@ -12,7 +12,7 @@ use crate::run::{Backbone, Freedom, Settings};
 use baton_plan::{
     BoundaryPrecision, Bytes, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile,
     ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation,
-    StagePlan, Storage, fetch_time, fetches, plan, predict, settle, tune,
+    StagePlan, Storage, Wire, fetch_time, fetches, plan, predict, settle, tune,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,7 +32,7 @@ const SOURCE: f64 = 1e12;
 /// Bytes a second that a host reads of its own disk and checks.
 const HOST_READS: f64 = 1e8;
 /// For so long after a run began its browsers may still compile the engine anew, next to the work.
-const COMPILES: Duration = Duration::from_secs(60);
+pub(super) const COMPILES: Duration = Duration::from_secs(60);
 /// Every device that opens the page has as many bytes as this.
 const LEAST: u64 = 32 << 20;
 /// The most micro-batches in flight beyond 1F1B's own.
@@ -311,8 +311,20 @@ impl Coordinator {
         Some(Room {
             host,
             devices: peers.map(|(id, device)| PeerProfile { device, link: link(id) }).collect(),
-            wires: BTreeMap::new(),
+            wires: self.wires_between(devices),
         })
+    }
+
+    /// Links between these devices that were timed, as the planner numbers them.
+    fn wires_between(&self, devices: &[PeerId]) -> BTreeMap<(Node, Node), Wire> {
+        let mut nodes = BTreeMap::new();
+        for (id, index) in devices.iter().zip(0..) {
+            nodes.insert(*id, Node::Device(DeviceIndex(index)));
+        }
+        let between = |((from, to), wire): (&(PeerId, PeerId), &Wire)| {
+            Some(((*nodes.get(from)?, *nodes.get(to)?), *wire))
+        };
+        self.wires.iter().filter_map(between).collect()
     }
 }
 

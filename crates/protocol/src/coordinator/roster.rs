@@ -1,7 +1,6 @@
 //! Who is in the room: who comes, goes, falls silent, is sent away, and who is to blame.
 
 use super::state::{Doubt, End, Peer};
-use super::survey::Probe;
 use super::{Coordinator, Output, short};
 use crate::ids::PeerId;
 use crate::link::Lane;
@@ -62,9 +61,10 @@ impl Coordinator {
             Presence::Present => {
                 peer.fresh = true;
                 // It may have come back another way.
-                if peer.probe.link().is_some() && !peer.is_measuring() {
-                    peer.probe = Probe::Wanted;
+                if !peer.is_measuring() {
+                    peer.probe.again();
                 }
+                self.forget_links(id);
                 self.probe();
                 return self.came();
             }
@@ -80,6 +80,7 @@ impl Coordinator {
     /// A device is out of the room for good.
     pub(super) fn lost(&mut self, id: PeerId, reason: &str) {
         let Some(peer) = self.peers.remove(&id) else { return };
+        self.forget_links(id);
         self.outputs.push_back(Output::Changed);
         if let Some(device) = &peer.device {
             self.outputs.push_back(Output::Left { device: device.name.clone(), reason: reason.into() });

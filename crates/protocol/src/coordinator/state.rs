@@ -1,11 +1,12 @@
 //! What the coordinator remembers: its peers, the plan in force, the step that is open and the one that closes.
 
 use super::audit::{Audit, Audits};
-use super::survey::Probe;
+use super::room::COMPILES;
 use super::{Job, Start, StepReport};
 use crate::codec::Boundary;
 use crate::ids::{Generation, MicroBatch, PeerId, Step};
 use crate::message::{BlockBytes, Counts, Device};
+use crate::probe::Probe;
 use crate::pulse::Presence;
 use crate::schedule::Schedule;
 use crate::stage::MAX_INFERS;
@@ -312,6 +313,43 @@ pub(super) enum Drive {
     Paused,
 }
 
+/// What is known of the links of the plan in force.
+#[derive(Debug)]
+pub(super) enum Timing {
+    /// All that is wanted.
+    Known,
+    /// They are to be timed when the step is over.
+    Due,
+    /// They are being timed, round by round, so that no two share a device; the first of these is under way.
+    Asked { since: Duration, rounds: VecDeque<Round> },
+}
+
+/// Links that are timed at the same time.
+#[derive(Debug)]
+pub(super) enum Round {
+    /// Of these stages to the next ones.
+    Stages(BTreeSet<PeerId>),
+    /// Of the host to the stages.
+    Host,
+}
+
+/// How long steps take, beside what the planner expects.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Seconds of a step under the plan in force, when it was last looked at.
+    pub(super) expected: Option<f64>,
+    /// When a step was last committed.
+    pub(super) committed: Duration,
+    /// Nothing but steps happened since.
+    pub(super) steady: bool,
+    /// How many in a row took much longer than expected.
+    pub(super) late: u8,
+    /// When links are timed again for that at the earliest.
+    pub(super) not_before: Duration,
+    /// How long that was after the last time.
+    pub(super) patience: Duration,
+}
+
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) start: Start,
@@ -346,6 +384,9 @@ pub(super) struct Run {
     pub(super) committed: Step,
     pub(super) states: BTreeMap<u16, BlockBytes>,
     pub(super) open: OpenStep,
+    /// Whether links are timed, or will be when the step is over: no step begins.
+    pub(super) timing: Timing,
+    pub(super) pace: Pace,
     /// Updated here and not yet confirmed by every stage.
     pub(super) closing: Option<Closing>,
     /// A micro-batch that is computed again.
@@ -390,6 +431,8 @@ impl Run {
             states,
             open: OpenStep::new(start.committed, &plan),
             judging: !start.judged && start.settings.evaluates_after(start.committed.0),
+            timing: Timing::Known,
+            pace: Pace { not_before: now + COMPILES, ..Pace::default() },
             plan,
             start,
             closing: None,

@@ -1,6 +1,6 @@
 //! Steps: what the host's engine does next, when a step closes, and when it is committed.
 
-use super::state::{Closing, End, HostNorm, Kind, OpenStep, Run};
+use super::state::{Closing, End, HostNorm, Kind, OpenStep, Run, Timing};
 use super::{Coordinator, Done, Drive, Job, Output, StepReport};
 use crate::ids::{MicroBatch, PeerId, Step};
 use crate::message::{BlockBytes, Message, Side};
@@ -37,6 +37,7 @@ impl Coordinator {
         if run.judging {
             self.outputs.push_back(Output::Evaluate { done: run.committed });
         }
+        self.watch_the_pace();
         self.resolve_doubt();
         if finished {
             self.end(End::Finished);
@@ -49,6 +50,7 @@ impl Coordinator {
         self.mend_for_texts();
         self.close_step();
         self.move_if_ripe();
+        self.time_links();
         if self.running.is_some() {
             return;
         }
@@ -114,7 +116,7 @@ impl Coordinator {
             let trains = run.plan.host_trains();
             let go = run.drive == Drive::Go && run.deserted.is_none() && !run.judging;
             // A better plan begins with a step of its own.
-            let go = go && !run.is_about_to_move();
+            let go = go && !run.is_about_to_move() && matches!(run.timing, Timing::Known);
             let may_begin = go || run.open.has_begun();
             let in_range = step.0 < run.start.settings.steps;
             loop {

@@ -6,19 +6,9 @@ use super::state::{Compute, End, Kind, Own, Run, Shape, Survey};
 use super::{Coordinator, Output};
 use crate::ids::PeerId;
 use crate::message::{Measure, Message, Times};
-use baton_plan::{Curve, DeviceIndex, DeviceProfile, HostProfile, JobKind, LinkProfile, Node, Tracker};
+use baton_plan::{Curve, DeviceIndex, DeviceProfile, HostProfile, JobKind, Node, Tracker};
 use std::time::Duration;
 
-/// Padding of the messages that a link is timed with: a tenth of a second at 10 Mbit/s.
-const PADDING: u32 = 128 << 10;
-/// The same goes the same way so often at most, ...
-const ROUNDS: u8 = 6;
-/// ... as long as it goes faster by this factor, ...
-const FASTER: f64 = 1.15;
-/// ... and takes no longer than this, in seconds.
-const LONG: f64 = 0.3;
-/// After so long without an answer a link is taken for as slow as that.
-const GIVES_UP: Duration = Duration::from_secs(10);
 /// Links that are timed at a time.
 const AT_ONCE: usize = 4;
 /// How long a run waits for devices that measure themselves, if another one has.
@@ -30,153 +20,36 @@ const SLOWEST: f64 = 3600.0;
 /// No pass of a block is as short as this, in seconds: what a device says below it is taken for it.
 const SHORTEST: f64 = 1e-6;
 
-/// A link that is being timed, or was.
-#[derive(Debug, Default, PartialEq)]
-pub(super) enum Probe {
-    /// Not yet.
-    #[default]
-    Wanted,
-    /// A message is on its way there and back.
-    Asked(Asked),
-    /// Timed.
-    Known(LinkProfile),
-}
-
-/// A message on its way there and back.
-#[derive(Debug, PartialEq)]
-pub(super) struct Asked {
-    id: u32,
-    sent: Duration,
-    padding: Padding,
-    /// How often it went this way with padding.
-    rounds: u8,
-    /// The best so far.
-    link: LinkProfile,
-}
-
-/// On which way a message carries padding.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Padding {
-    None,
-    Down,
-    Up,
-}
-
-impl Asked {
-    /// Bytes of padding on the way there, and wanted on the way back.
-    fn bytes(&self) -> (u32, u32) {
-        match self.padding {
-            Padding::None => (0, 0),
-            Padding::Down => (PADDING, 0),
-            Padding::Up => (0, PADDING),
-        }
-    }
-}
-
-impl Probe {
-    pub(super) fn link(&self) -> Option<LinkProfile> {
-        match self {
-            Self::Known(link) => Some(*link),
-            _ => None,
-        }
-    }
-
-    /// The answer to the last question came; the next one, if there is one.
-    ///
-    /// A new connection sends faster with every round trip (slow start), so that the same is sent again as long as it
-    /// goes faster.
-    fn answered(&mut self, now: Duration) {
-        let Self::Asked(asked) = self else { return };
-        let took = now.saturating_sub(asked.sent).as_secs_f64();
-        // What the padding took on top of an empty message; clocks of browsers are coarse.
-        // An empty message that met a busy thread says little: no more than three quarters of the time are the way.
-        let rate = f64::from(PADDING) / (took - asked.link.round_trip).max(took / 4.0).max(1e-4);
-        asked.sent = now;
-        let best = match asked.padding {
-            Padding::None => {
-                asked.link.round_trip = took;
-                asked.padding = Padding::Down;
-                return;
-            }
-            Padding::Down => &mut asked.link.down,
-            Padding::Up => &mut asked.link.up,
-        };
-        let goes_faster = rate > *best * FASTER;
-        *best = best.max(rate);
-        asked.rounds += 1;
-        if goes_faster && asked.rounds < ROUNDS && took < LONG {
-            return;
-        }
-        asked.rounds = 0;
-        match asked.padding {
-            Padding::Up => *self = Self::Known(asked.link),
-            Padding::None | Padding::Down => asked.padding = Padding::Up,
-        }
-    }
-
-    /// This side slept for so long: what was on its way meanwhile tells nothing of the link.
-    pub(super) fn forgive(&mut self, late: Duration, now: Duration) {
-        if let Self::Asked(asked) = self {
-            asked.sent = (asked.sent + late).min(now);
-        }
-    }
-
-    /// No answer came for long: the link is as slow as that.
-    fn gives_up(&mut self, now: Duration) {
-        if let Self::Asked(asked) = self
-            && now >= asked.sent + GIVES_UP
-        {
-            let slow = f64::from(PADDING) / GIVES_UP.as_secs_f64();
-            let link =
-                LinkProfile { up: asked.link.up.max(slow), down: asked.link.down.max(slow), ..asked.link };
-            *self = Self::Known(link);
-        }
-    }
-}
-
 impl Coordinator {
     /// Times the links that were not yet, some at a time: they share the host's own.
     pub(super) fn probe(&mut self) {
         let now = self.now;
         self.peers.values_mut().for_each(|peer| peer.probe.gives_up(now));
-        let asked = self.peers.values().filter(|peer| matches!(peer.probe, Probe::Asked(_))).count();
-        let wanted = |(id, peer): (&PeerId, &super::Peer)| {
-            (peer.is_usable() && peer.probe == Probe::Wanted).then_some(*id)
-        };
+        let asked = self.peers.values().filter(|peer| peer.probe.is_asked()).count();
+        let wanted =
+            |(id, peer): (&PeerId, &super::Peer)| (peer.is_usable() && peer.probe.is_wanted()).then_some(*id);
         let next: Vec<PeerId> =
             self.peers.iter().filter_map(wanted).take(AT_ONCE.saturating_sub(asked)).collect();
         for id in next {
             self.questions = self.questions.wrapping_add(1);
-            let link = LinkProfile { up: 0.0, down: 0.0, round_trip: 0.0 };
-            let asked = Asked { id: self.questions, sent: now, padding: Padding::None, rounds: 0, link };
-            if let Some(peer) = self.peers.get_mut(&id) {
-                peer.probe = Probe::Asked(asked);
+            let question = self.questions;
+            if let Some(message) = self.peers.get_mut(&id).map(|peer| peer.probe.ask(question, now)) {
+                self.send(id, message);
             }
-            self.ask(id);
         }
-    }
-
-    fn ask(&mut self, to: PeerId) {
-        let Some(Probe::Asked(asked)) = self.peers.get(&to).map(|peer| &peer.probe) else { return };
-        let (there, back) = asked.bytes();
-        let message = Message::Probe { id: asked.id, want: back, padding: vec![0; there as usize] };
-        self.send(to, message);
     }
 
     /// A probe came back.
     pub(super) fn probed(&mut self, from: PeerId, id: u32) {
         let now = self.now;
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        if !matches!(&peer.probe, Probe::Asked(asked) if asked.id == id) {
-            return;
-        }
-        peer.probe.answered(now);
-        if peer.probe.link().is_some() {
+        let was_asked = peer.probe.is_asked();
+        if let Some(message) = peer.probe.hear(id, now) {
+            self.send(from, message);
+        } else if was_asked && !peer.probe.is_asked() {
             self.outputs.push_back(Output::Changed);
             self.measure_newcomers();
             self.probe();
-        } else {
-            self.ask(from);
         }
     }
 
@@ -210,7 +83,7 @@ impl Coordinator {
         // While it measures itself its link could not be timed.
         let is_new = |peer: &super::Peer| {
             peer.is_usable()
-                && peer.probe.link().is_some()
+                && peer.probe.is_known()
                 && !peer.compute.answers(id)
                 && !peer.compute.is_asked(id)
         };
