@@ -303,8 +303,11 @@ async fn a_native_peer_that_is_killed_costs_no_step() {
 
 #[test]
 fn a_link_that_leads_nowhere_is_refused_in_words() {
-    for (link, said) in [("http://127.0.0.1:9/", "quotes"), ("http://127.0.0.1:9/#/join/short", "22 letters")]
-    {
+    for (link, said) in [
+        ("hello", "this is not a join link"),
+        ("http://127.0.0.1:9/", "quotes"),
+        ("http://127.0.0.1:9/#/join/short", "22 letters"),
+    ] {
         let error = common::fails(&["join", link]);
         assert!(error.contains(said), "{error}");
     }

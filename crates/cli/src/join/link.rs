@@ -21,22 +21,27 @@ pub(super) struct RoomLink {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum LinkError {
     #[error(
-        "this is not a join link ({reason}): copy the whole link from the host's page; it looks like https://SERVER/#/join/CODE"
+        "this is not a join link: {reason}. Copy the whole link from the host's page, and put it in quotes; it looks like http://SERVER/#/join/CODE"
     )]
     NotALink { reason: String },
     #[error("{0}; copy the whole link from the host's page, and put it in quotes")]
     Secret(baton_protocol::room::RoomError),
 }
 
+const NO_SCHEME: &str = "it does not begin with https:// or http://";
+
 impl RoomLink {
     /// Takes a link apart.
     pub(super) fn parse(text: &str) -> Result<Self, LinkError> {
         let refused = |reason: &str| LinkError::NotALink { reason: reason.to_owned() };
-        let url = Url::parse(text.trim()).map_err(|error| refused(&error.to_string()))?;
+        let url = Url::parse(text.trim()).map_err(|error| match error {
+            url::ParseError::RelativeUrlWithoutBase => refused(NO_SCHEME),
+            error => refused(&format!("the address in it cannot be read ({error})")),
+        })?;
         let scheme = match url.scheme() {
             "https" => "wss",
             "http" => "ws",
-            _ => return Err(refused("it should begin with https:// or http://")),
+            _ => return Err(refused(NO_SCHEME)),
         };
         let host = url.host().ok_or_else(|| refused("it names no server"))?;
         let loopback = match &host {
@@ -82,8 +87,12 @@ mod tests {
     fn what_is_no_link_is_refused_with_what_to_do() {
         for (text, said) in [
             ("", "not a join link"),
-            ("192.168.1.5:8787", "copy the whole link"),
-            ("ftp://host/#/join/x", "https://"),
+            ("hello", "this is not a join link: it does not begin with https:// or http://. Copy"),
+            ("hello", "it looks like http://SERVER/#/join/CODE"),
+            ("192.168.1.5:8787", "begin with https://"),
+            ("localhost:8787/#/join/x", "begin with https://"),
+            ("http://host:port/#/join/x", "the address in it cannot be read (invalid port number)"),
+            ("ftp://host/#/join/x", "begin with https://"),
             ("https://host/", "quotes"),
             ("https://host/#/other", "quotes"),
             ("https://host/#/join/short", "22 letters"),
