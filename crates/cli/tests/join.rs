@@ -194,14 +194,19 @@ impl Drop for Peer {
 
 impl Peer {
     /// Sends a signal; gives how it ended, and what it said.
-    async fn signal(mut self, signal: &str) -> (ExitStatus, String) {
+    async fn signal(self, signal: &str) -> (ExitStatus, String) {
         let id = self.0.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-        let until = Instant::now() + Duration::from_secs(30);
+        self.end(Duration::from_secs(30)).await
+    }
+
+    /// Waits until it ends; gives how, and what it said.
+    async fn end(mut self, most: Duration) -> (ExitStatus, String) {
+        let until = Instant::now() + most;
         let status = loop {
             match self.0.try_wait().unwrap() {
                 Some(status) => break status,
-                None if Instant::now() > until => panic!("it went on for 30 s"),
+                None if Instant::now() > until => panic!("it went on for {most:?}"),
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
@@ -310,5 +315,33 @@ fn a_link_that_leads_nowhere_is_refused_in_words() {
     ] {
         let error = common::fails(&["join", link]);
         assert!(error.contains(said), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_never_reached_is_given_up_with_one_message() {
+    // One port refuses, the other one takes connections and says nothing.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let join = |address: std::net::SocketAddr| {
+        let link = format!("http://{address}/#/join/c2l4dGVlbiBieXRlcyBvaw");
+        let process = Command::new(env!("CARGO_BIN_EXE_baton"))
+            .args(["join", &link, "--no-cache", "--stages", "2"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Peer(process)
+    };
+    for (peer, why) in
+        [join(closed), join(silent.local_addr().unwrap())].into_iter().zip(["refused", "no answer"])
+    {
+        // A room that was lost is looked for over a minute.
+        let (status, said) = peer.end(Duration::from_secs(40)).await;
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert_eq!(said.matches("error:").count(), 1, "{said}");
+        let message = said.lines().last().unwrap();
+        assert!(message.starts_with("error: the server at ws://127.0.0.1:"), "{said}");
+        assert!(message.contains("cannot be reached") && message.contains(why), "{said}");
+        assert!(!said.contains("joining again"), "{said}");
     }
 }

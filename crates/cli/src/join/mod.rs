@@ -21,7 +21,10 @@ use visit::{Outcome, Visitor};
 
 /// The cache takes no more of the disk than this.
 const CACHE_LIMIT: u64 = 16 << 30;
-/// A room that was lost is tried again after 1, 2, 4, … seconds, for about a minute in all.
+/// The socket of a first visit is tried again after 0.5, 1, 2 and 4 seconds: there was no room yet that could come back.
+const FIRST_ATTEMPTS: u32 = 4;
+/// A room that was lost is tried again after 1, 2, 4, … seconds, once each: for about a minute in all, or two where
+/// nothing refuses and nothing answers.
 const MOST_RETURNS: u32 = 6;
 /// After so long in a room its loss is the first again.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -95,25 +98,29 @@ impl Join {
         let mut failures = Vec::new();
         for (stage, stay) in (1..).zip(stays) {
             if let Err(error) = stay.await.context("the network broke off: this is an error in Baton")? {
-                failures.push(if several { error.context(format!("stage {stage}")) } else { error });
+                failures.push((stage, format!("{error:#}")));
             }
         }
-        let mut failures = failures.into_iter();
-        let Some(first) = failures.next() else { return Ok(()) };
-        for other in failures {
-            screen.say(&format!("{other:#}"));
+        let Some((_, first)) = failures.first() else { return Ok(()) };
+        if failures.iter().all(|(_, words)| words == first) && failures.len() == usize::from(self.stages) {
+            bail!("{first}");
         }
-        Err(first)
+        // Each has words of its own.
+        let mut failures = failures.into_iter().map(|(stage, words)| format!("stage {stage}: {words}"));
+        let first = failures.next().unwrap_or_default();
+        failures.for_each(|other| screen.say(&other));
+        bail!("{first}")
     }
 }
 
-/// Visits the room, again after a loss, until it is over.
+/// Visits the room, again after a loss, until it is over. A server that was never reached is no loss, but a wrong link.
 async fn come_and_go(mut visitor: Visitor, mut stop: watch::Receiver<bool>) -> Result<()> {
     let mut lost: Option<String> = None;
     let mut returns = 0;
     loop {
         let began = Instant::now();
-        let why = match visitor.visit(&mut stop).await {
+        let attempts = if lost.is_none() { FIRST_ATTEMPTS } else { 0 };
+        let why = match visitor.visit(attempts, &mut stop).await {
             Outcome::Left => {
                 visitor.row.end("left the room");
                 return Ok(());
@@ -122,7 +129,8 @@ async fn come_and_go(mut visitor: Visitor, mut stop: watch::Receiver<bool>) -> R
                 visitor.row.end(&words);
                 return Ok(());
             }
-            Outcome::Lost(words) => words,
+            Outcome::Unreachable(words) if lost.is_none() => bail!("{}", screen::plain(&words)),
+            Outcome::Unreachable(words) | Outcome::Lost(words) => words,
             // Its host may be back in a moment; what was lost first says more.
             Outcome::Refused { no_room: true, .. } if lost.is_some() => lost.clone().unwrap_or_default(),
             Outcome::Refused { words, .. } => bail!("{}", screen::plain(&words)),

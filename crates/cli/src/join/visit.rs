@@ -17,8 +17,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Attempts in a row to reach the server.
-const MOST_ATTEMPTS: u32 = 4;
+/// For the server to answer. On a local network it takes milliseconds, over the internet a second or two.
+const REACH: Duration = Duration::from_secs(10);
 const HOST_LEFT: &str = "the host has left, and the room is closed; thank you for lending this machine";
 /// A job that is begun is finished before a stage leaves; a large one takes a while.
 const LEAVE: Duration = Duration::from_secs(30);
@@ -46,6 +46,8 @@ pub(super) enum Outcome {
     Left,
     /// The host let this device go, or is done.
     Over(String),
+    /// The server did not answer.
+    Unreachable(String),
     /// Something broke: the room may still be there.
     Lost(String),
     /// The room is not there, or will not have this device.
@@ -72,22 +74,24 @@ struct Visit<'a> {
     is_cut_off: bool,
     /// The host's number since it came back to the room, until it makes an offer.
     returned: Option<PeerId>,
-    /// This device's number, and the servers for its connections.
+    /// This device's number, and the servers for its connections; none before the server has answered.
     place: Option<(PeerId, Vec<IceServer>)>,
+    /// Why the socket was lost last.
+    why: Option<String>,
     /// What the machine said last.
     last_words: String,
 }
 
 impl Visitor {
-    /// Joins, and works until it is over or `stop` is true.
-    pub(super) async fn visit(&mut self, stop: &mut watch::Receiver<bool>) -> Outcome {
+    /// Joins, and works until it is over or `stop` is true; a socket that is lost is tried again so many times in a row.
+    pub(super) async fn visit(&mut self, attempts: u32, stop: &mut watch::Receiver<bool>) -> Outcome {
         self.row.show("joining", "joining the room");
         let signal = SignalClient::connect(
             self.link.socket.clone(),
             self.link.secret.room_id(),
             Role::Peer,
             None,
-            MOST_ATTEMPTS,
+            attempts,
         );
         let mut visit = Visit {
             visitor: self,
@@ -100,6 +104,7 @@ impl Visitor {
             is_cut_off: false,
             returned: None,
             place: None,
+            why: None,
             last_words: String::new(),
         };
         let outcome = visit.stay(stop).await;
@@ -123,11 +128,13 @@ enum Happening {
     News(News),
     Told(Told),
     Late,
+    NoAnswer,
 }
 
 impl Visit<'_> {
     async fn stay(&mut self, stop: &mut watch::Receiver<bool>) -> Outcome {
         let mut leaving = None;
+        let reach = Instant::now() + REACH;
         loop {
             while let Some(event) = self.mesh.as_mut().and_then(Mesh::poll) {
                 if let Some(outcome) = self.on_mesh(event) {
@@ -140,6 +147,7 @@ impl Visit<'_> {
                 news = next(self.mesh.as_mut(), Mesh::news) => Happening::News(news),
                 told = next(self.stage.as_mut(), StageThread::next) => Happening::Told(told),
                 () = until(leaving) => Happening::Late,
+                () = until(self.place.is_none().then_some(reach)) => Happening::NoAnswer,
             };
             let outcome = match happening {
                 Happening::Stop => match &self.stage {
@@ -152,6 +160,11 @@ impl Visit<'_> {
                     None => Some(Outcome::Left),
                 },
                 Happening::Late => Some(Outcome::Left),
+                Happening::NoAnswer => {
+                    let none = || format!("no answer in {} seconds", REACH.as_secs());
+                    let (url, why) = (self.visitor.link.socket.clone(), self.why.take().unwrap_or_else(none));
+                    Some(Outcome::Unreachable(SignalError::Unreachable { url, why }.to_string()))
+                }
                 Happening::Signal(Some(event)) => self.on_signal(event).await,
                 Happening::Signal(None) => {
                     self.signal = None;
@@ -273,6 +286,7 @@ impl Visit<'_> {
                     );
                     self.visitor.row.show("retrying", &words);
                 }
+                self.why = Some(why);
                 None
             }
             SignalEvent::Ended(error) => {
@@ -287,6 +301,9 @@ impl Visit<'_> {
                     _ if self.in_room => {
                         self.is_cut_off = true;
                         None
+                    }
+                    SignalError::Unreachable { .. } if self.place.is_none() => {
+                        Some(Outcome::Unreachable(error.to_string()))
                     }
                     SignalError::Unreachable { .. } => Some(Outcome::Lost(error.to_string())),
                     SignalError::Refused { code, .. } => {
