@@ -318,6 +318,17 @@ fn a_link_that_leads_nowhere_is_refused_in_words() {
     }
 }
 
+#[test]
+fn what_a_room_could_not_use_is_refused_before_anybody_is_asked() {
+    let link = "http://127.0.0.1:9/#/join/c2l4dGVlbiBieXRlcyBvaw";
+    let error = common::fails(&["join", link, "--memory", "1KB", "--stages", "2"]);
+    assert!(error.contains("--memory of 1,000 bytes") && error.contains("32MiB or more"), "{error}");
+    for name in ["", "  ", &"x".repeat(41)] {
+        let error = common::refuses(&["join", link, "--name", name]);
+        assert!(error.contains("--name") && error.contains("1 to 40 characters"), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_is_never_reached_is_given_up_with_one_message() {
     // One port refuses, the other one takes connections and says nothing.

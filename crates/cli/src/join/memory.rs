@@ -1,5 +1,6 @@
 //! How much of this machine's memory its stages may take.
 
+use crate::words::{grouped, plural};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use sysinfo::{ProcessesToUpdate, System};
@@ -44,16 +45,41 @@ impl FromStr for Size {
     }
 }
 
+/// For one stage: what passes through while any model's blocks are loaded (`baton_model::LOADING`), and a little to keep.
+const LEAST: u64 = 16 << 20;
+const _: () = assert!(LEAST > baton_model::LOADING);
+
 /// What the stages of this process may take together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lent {
     /// As the person said, if they did.
-    pub(super) said: Option<Size>,
+    said: Option<Size>,
     /// Stages that share it.
-    pub(super) stages: NonZeroU16,
+    stages: NonZeroU16,
+}
+
+/// Memory in which no stage could load a block.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "--memory of {} bytes is too little for {}: a stage needs 16 MiB to load anything; give {}MiB or more, or leave --memory out for three quarters of what is free",
+    grouped(*.bytes), plural(usize::from(*.stages), "stage"), u64::from(*.stages) * (LEAST >> 20)
+)]
+pub(super) struct TooLittle {
+    bytes: u64,
+    stages: u16,
 }
 
 impl Lent {
+    /// What so many stages share; by default three quarters of what is free.
+    pub(super) fn new(said: Option<Size>, stages: NonZeroU16) -> Result<Self, TooLittle> {
+        match said {
+            Some(Size(bytes)) if bytes / u64::from(stages.get()) < LEAST => {
+                Err(TooLittle { bytes, stages: stages.get() })
+            }
+            _ => Ok(Self { said, stages }),
+        }
+    }
+
     /// Bytes for one stage, which has taken `held` of them already; no more than `most`.
     pub(super) fn to_one(self, most: u64, held: u64) -> u64 {
         let stages = u64::from(self.stages.get());
@@ -110,15 +136,23 @@ mod tests {
     #[test]
     fn stages_share_what_is_lent() {
         let two = NonZeroU16::new(2).unwrap();
-        let said = Lent { said: Some(Size(1000)), stages: two };
+        let said = Lent::new(Some(Size(40 << 20)), two).unwrap();
         assert_eq!(
             (said.to_one(u64::MAX, 0), said.to_one(u64::MAX, 300), said.to_one(20, 0)),
-            (500, 500, 20)
+            (20 << 20, 20 << 20, 20)
         );
         // Whatever this machine has, there is some of it.
-        let all = Lent { said: None, stages: NonZeroU16::MIN };
+        let all = Lent::new(None, NonZeroU16::MIN).unwrap();
         let found = all.to_one(u64::MAX, 0);
         assert!(found > 0 && found < 1 << 50, "{found}");
         assert_eq!(all.to_one(1, 1 << 60), 1);
+    }
+
+    #[test]
+    fn memory_in_which_nothing_can_be_loaded_is_refused_with_what_can() {
+        let two = NonZeroU16::new(2).unwrap();
+        assert!(Lent::new(Some(Size(32 << 20)), two).is_ok());
+        let error = Lent::new(Some(Size((32 << 20) - 1)), two).unwrap_err().to_string();
+        assert!(error.contains("2 stages") && error.contains("give 32MiB or more"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod link;
 mod memory;
+mod name;
 mod screen;
 mod stage;
 mod visit;
@@ -11,6 +12,7 @@ use baton_formats::files::DirCache;
 use clap::Args;
 use link::RoomLink;
 use memory::{Lent, Size};
+use name::Name;
 use screen::Screen;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -41,13 +43,13 @@ const SETTLED: Duration = Duration::from_secs(60);
 pub(crate) struct Join {
     /// The join link of the room, in quotes
     link: String,
-    /// What the host calls this machine [default: its host name]
+    /// What the host calls this machine, in 1 to 40 characters [default: its host name]
     #[arg(long)]
-    name: Option<String>,
+    name: Option<Name>,
     /// Stages, each a device of its own in the room with its own part of the model
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     stages: u16,
-    /// Memory that its stages may take together, such as 2GB [default: three quarters of what is free]
+    /// Memory that its stages may take together, such as 2GB; at least 16MiB each [default: three quarters of what is free]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
     /// Folder where pieces of models are kept for the next time [default: $BATON_CACHE or ~/.cache/baton]
@@ -61,33 +63,33 @@ pub(crate) struct Join {
 impl Join {
     pub(crate) fn run(self) -> Result<()> {
         let link = RoomLink::parse(&self.link)?;
+        let lent = Lent::new(self.memory, NonZeroU16::new(self.stages).unwrap_or(NonZeroU16::MIN))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             // The stages have threads of their own; this is the network's.
             .worker_threads(2)
             .enable_all()
             .build()
             .context("the network cannot be started")?;
-        let outcome = runtime.block_on(self.stay(link));
+        let outcome = runtime.block_on(self.stay(link, lent));
         // A stage in the middle of a long job is not waited for.
         runtime.shutdown_background();
         outcome
     }
 
-    async fn stay(self, link: RoomLink) -> Result<()> {
+    async fn stay(self, link: RoomLink, lent: Lent) -> Result<()> {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(heed_signals(stop));
-        let name = self.name.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
+        let host_name = || Name::cut(&gethostname::gethostname().to_string_lossy());
+        let name = self.name.unwrap_or_else(host_name);
         let folder = self.cache.or_else(|| Some(DirCache::standard()?.path().to_owned()));
         let cache = folder.filter(|_| !self.no_cache).map(|folder| (folder, CACHE_LIMIT));
         let screen = Screen::new();
         let several = self.stages > 1;
-        let lent =
-            Lent { said: self.memory, stages: NonZeroU16::new(self.stages).unwrap_or(NonZeroU16::MIN) };
         let mut stays = Vec::new();
         for stage in 1..=self.stages {
             let visitor = Visitor {
                 link: link.clone(),
-                name: if several { format!("{name} ({stage})") } else { name.clone() },
+                name: if several { name.of_stage(stage) } else { name.to_string() },
                 cache: cache.clone(),
                 lent,
                 row: screen.row(if several { format!("stage {stage}: ") } else { String::new() }),
