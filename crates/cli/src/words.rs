@@ -1,5 +1,7 @@
 //! Numbers with their nouns.
 
+use std::ops::Range;
+
 /// `1 block`, `2 blocks`, `4 micro-batches`, `2 classes`.
 pub(crate) fn plural(count: usize, what: &str) -> String {
     let ending = match count {
@@ -8,6 +10,14 @@ pub(crate) fn plural(count: usize, what: &str) -> String {
         _ => "s",
     };
     format!("{} {what}{ending}", grouped(count as u64))
+}
+
+/// Blocks as a person counts them, and as the page numbers them: `0..2` is "blocks 1–2".
+pub(crate) fn numbered(blocks: &Range<u16>) -> String {
+    match blocks.len() {
+        1 => format!("block {}", blocks.end),
+        _ => format!("blocks {}–{}", blocks.start.saturating_add(1), blocks.end),
+    }
 }
 
 /// `is` or `are`.
@@ -26,4 +36,16 @@ pub(crate) fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbered;
+
+    #[test]
+    fn blocks_are_numbered_as_on_the_page() {
+        // The same as in web/src/format.rs.
+        assert_eq!(numbered(&(0..1)), "block 1");
+        assert_eq!(numbered(&(2..4)), "blocks 3–4");
+    }
 }

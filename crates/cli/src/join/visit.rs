@@ -4,6 +4,7 @@ use super::link::RoomLink;
 use super::memory::Lent;
 use super::screen::Row;
 use super::stage::{Begin, StageThread, Told};
+use crate::words::numbered;
 use baton_engine::node::{StageEnd, StageEvent};
 use baton_protocol::PeerId;
 use baton_protocol::link::Lane;
@@ -372,12 +373,7 @@ impl Visit<'_> {
                 let part = match (&blocks, place) {
                     (Some(blocks), Some((own, count))) => {
                         let of = model_blocks.map(|all| format!(" of {all}")).unwrap_or_default();
-                        let first = blocks.start.saturating_add(1);
-                        format!(
-                            " · blocks {first}–{}{of} · place {} of {count}",
-                            blocks.end,
-                            own.saturating_add(1)
-                        )
+                        format!(" · {}{of} · place {} of {count}", numbered(blocks), own.saturating_add(1))
                     }
                     _ => String::new(),
                 };
