@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use baton_sim::scenario::Scenario;
-use baton_sim::{Seeds, campaign, timeline};
+use baton_sim::{Seeds, Series, campaign, timeline};
 use clap::Args;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -62,49 +62,25 @@ impl Simulate {
         let mut scenario = Scenario::parse(&text).with_context(|| format!("{named} is not a scenario"))?;
         scenario.measures = if self.host_time { MEASURES } else { 0 };
         let seeds = Seeds::new(self.seed.unwrap_or(scenario.seed), self.runs.unwrap_or(1))?;
-        let (runs, first) = (seeds.runs(), seeds.first());
         println!("{}", scenario.title);
-        let mut broken = Vec::new();
-        let (mut steps, mut time, mut efficiency) = (0, Duration::ZERO, Vec::new());
-        let mut host_time = Duration::ZERO;
+        let mut series = Series::new(seeds);
         for seed in seeds.each() {
             let outcome = scenario.run(seed)?;
-            if runs == 1 {
+            if seeds.runs() == 1 {
                 print!("{}", outcome.table());
             }
-            if let Some(file) = self.timeline.as_ref().filter(|_| seed == first) {
+            if let Some(file) = self.timeline.as_ref().filter(|_| seed == seeds.first()) {
                 let picture = timeline::svg(&outcome, &scenario.title, self.window.clone());
                 std::fs::write(file, picture)
                     .with_context(|| format!("{} cannot be written", file.display()))?;
             }
-            steps += outcome.steps.len();
-            time += outcome.time.end.saturating_sub(outcome.time.start);
-            efficiency.extend(outcome.efficiency());
-            host_time += outcome.host_time().unwrap_or_default();
-            if let Some(violation) = outcome.violation {
-                println!("seed {seed} broke a promise: {violation}");
-                println!("  repeat it with: baton simulate {named} --seed {seed}");
-                broken.push(seed);
-            }
+            series.add(&outcome);
         }
-        if runs > 1 {
-            let mean = efficiency.iter().sum::<f64>() / (efficiency.len().max(1) as f64);
-            println!(
-                "{runs} runs from seed {first}: {steps} steps in {:.1} s of virtual time, {:.1} % of their plans' bounds; \
-                 {} broke a promise",
-                time.as_secs_f64(),
-                100.0 * mean,
-                broken.len()
-            );
-            if self.host_time {
-                let each = host_time.as_secs_f64() * 1e3 / (steps.max(1) as f64);
-                println!("the hosts' machines took {each:.3} ms of a processor a step");
-            }
+        print!("{series}");
+        if let Some(seed) = series.first_broken() {
+            println!("repeat it with: baton simulate {named} --seed {seed}");
         }
-        if !broken.is_empty() {
-            bail!("{} of {runs} runs broke a promise", broken.len());
-        }
-        Ok(())
+        Ok(series.verdict()?)
     }
 
     fn campaign(&self) -> Result<()> {

@@ -1,10 +1,10 @@
 //! What came of a simulated run: steps against their bound, what each device did, and how losses were survived; as a table.
 
-use crate::act::Act;
+use crate::act::{Act, Moment};
 use crate::cost::{self, Costs, DeviceSpec};
 use crate::engine::Model;
 use crate::net::Network;
-use crate::trace::Trace;
+use crate::trace::{Life, Trace};
 use crate::violation::Violation;
 use crate::world::{HOST, Pace, PlanMade, World};
 use baton_plan::{
@@ -12,9 +12,10 @@ use baton_plan::{
     HostProfile, LinkProfile, ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction,
     StagePlan,
 };
-use baton_protocol::{Generation, PeerId};
+use baton_protocol::PeerId;
+use baton_protocol::coordinator::{DeviceView, RunPhase};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -23,9 +24,9 @@ use std::time::Duration;
 pub struct Outcome {
     /// Its seed.
     pub seed: u64,
-    /// What it broke, if it broke anything.
-    pub violation: Option<Violation>,
-    /// From the start of the first step to the end of the last one.
+    /// How it ended.
+    pub end: End,
+    /// From when the person let it go to the end of the last step.
     pub time: Range<Duration>,
     /// Steps that were asked for.
     pub wanted: u32,
@@ -33,16 +34,66 @@ pub struct Outcome {
     pub steps: Vec<StepTime>,
     /// What everybody did.
     pub trace: Trace,
-    /// How losses were survived.
-    pub recoveries: Vec<Recovery>,
-    /// Why the run waited for a person or another device, in words.
-    pub pauses: Vec<String>,
+    /// What happened from outside, and how it was survived.
+    pub incidents: Vec<Incident>,
+    /// Faults that never came, in words.
+    pub missed: Vec<String>,
+    /// When and why the run waited for a person or another device, in words.
+    pub pauses: Vec<(Duration, String)>,
+    /// Why devices were lost, or had nothing to do in the end, in words.
+    pub reasons: Vec<String>,
     /// The run's last plan.
     pub plan: Option<PlanMade>,
     /// What the planner says of it.
     pub prediction: Option<Prediction>,
     /// How long each call of the host's machine took by the real clock since the run was let go, if it was measured.
     pub host_calls: Option<Vec<Duration>>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// Every step was made, and each once.
+    Done,
+    /// There was no plan for this room: nothing was fetched, nothing was made. Why, in words.
+    Refused(String),
+    /// It could not go on, and said why.
+    Failed(String),
+    /// Nobody was there any more who could go on, and nobody came. Why, in words.
+    Deserted(String),
+    /// The person ended it.
+    Stopped,
+    /// It broke a promise.
+    Broken(Violation),
+}
+
+impl End {
+    fn of<M: Model>(world: &World<M>, came_to_rest: Result<(), Violation>) -> Self {
+        let phase = world.coordinator.phase();
+        match (came_to_rest, phase) {
+            (Err(violation), _) => Self::Broken(violation),
+            (Ok(()), RunPhase::Failed(reason)) if world.plans.is_empty() => Self::Refused(reason),
+            (Ok(()), RunPhase::Failed(reason)) => Self::Failed(reason),
+            (Ok(()), RunPhase::Stopped) => match &world.gave_up {
+                Some(reason) => Self::Deserted(reason.clone()),
+                None => Self::Stopped,
+            },
+            (Ok(()), _) => world.verify().map_or_else(Self::Broken, |()| Self::Done),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => write!(f, "every step was made once"),
+            Self::Refused(reason) => write!(f, "refused: {reason}"),
+            Self::Failed(reason) => write!(f, "the run failed: {reason}"),
+            Self::Deserted(reason) => write!(f, "the run waited for another device, and none came: {reason}"),
+            Self::Stopped => write!(f, "the person ended the run"),
+            Self::Broken(violation) => write!(f, "BROKEN: {violation}"),
+        }
+    }
 }
 
 /// A committed step.
@@ -52,54 +103,74 @@ pub struct StepTime {
     pub at: Duration,
     /// How long after the one before.
     pub took: Duration,
-    /// The least that the plan allows, if one plan was in force throughout.
+    /// The least that the plan allows, if one plan was in force throughout and nobody let the run wait.
     pub bound: Option<Duration>,
 }
 
-/// A fault that changed the plan.
+/// Something that happened from outside.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Recovery {
+pub struct Incident {
     /// In words.
     pub what: String,
     /// When it happened.
     pub at: Duration,
-    /// How long until a new plan was made.
-    pub detected: Duration,
+    /// The plan that it led to, if it led to one.
+    pub answer: Option<Answer>,
+}
+
+/// A plan that was made because of something that happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answer {
+    /// How long after it the plan was made.
+    pub planned: Duration,
     /// How long until steps were made again, if they were.
     pub recovered: Option<Duration>,
 }
 
 impl Outcome {
-    /// Of a world that has come to its end, or stopped at a violation.
-    pub fn new<M: Model>(world: &World<M>, seed: u64, violation: Option<Violation>) -> Self {
+    /// Of a world that has [settled](World::settle), or stopped at a violation.
+    pub fn new<M: Model>(world: &World<M>, seed: u64, came_to_rest: Result<(), Violation>) -> Self {
         let costs = match world.room.pace {
             Pace::Modelled(costs) => Some(costs),
             Pace::Random | Pace::Equal(_) => None,
         };
-        let mut predictions: BTreeMap<Generation, Option<Prediction>> = BTreeMap::new();
-        let mut predicted = |plan: &PlanMade| {
-            let made = || predict(world, plan, &costs?).ok();
-            predictions.entry(plan.generation).or_insert_with(made).clone()
+        // By the plan's place: a host that was loaded anew numbers its plans from the start again.
+        let mut predictions: BTreeMap<usize, Option<Prediction>> = BTreeMap::new();
+        let mut predicted = |index: usize| {
+            let made = || predict(world, world.plans.get(index)?, &costs?).ok();
+            predictions.entry(index).or_insert_with(made).clone()
         };
+        let waits = |(_, act): &&(Duration, Act)| {
+            matches!(act, Act::Pause | Act::Resume | Act::ReloadHost | Act::Restore | Act::FreezeAll(_))
+        };
+        let waits: Vec<Duration> = world.happened.iter().filter(waits).map(|(at, _)| *at).collect();
         let mut steps = Vec::new();
-        let mut before = world.resumed;
+        let let_go = world.let_go.unwrap_or(world.now);
+        let (mut before, mut plan_before) = (let_go, None);
         for (_, at) in &world.committed {
             let took = at.saturating_sub(before);
-            let in_force = plan_between(&world.plans, before, *at).and_then(&mut predicted);
+            let undisturbed = !waits.iter().any(|wait| before < *wait && wait < at);
+            let plan = plan_between(&world.plans, before, *at);
+            // A step overlaps with the end of the one before: where that was held up by another plan, it seems too short.
+            let follows = plan == plan_before || plan.is_some_and(|plan| world.plans[plan].at == before);
+            let is_first = steps.is_empty();
+            let in_force = plan.filter(|_| undisturbed && (is_first || follows)).and_then(&mut predicted);
             let bound = in_force.map(|prediction| cost::seconds(prediction.bound));
             steps.push(StepTime { at: *at, took, bound });
-            before = *at;
+            (before, plan_before) = (*at, plan);
         }
         Self {
             seed,
-            violation,
-            time: world.resumed..before,
+            end: End::of(world, came_to_rest),
+            time: let_go..before,
             wanted: world.room.settings.steps,
             steps,
             trace: world.trace.clone().unwrap_or_default(),
-            recoveries: recoveries(world),
+            incidents: incidents(world),
+            missed: missed(world),
             pauses: world.pauses.clone(),
-            prediction: world.plans.last().and_then(predicted),
+            reasons: reasons(world),
+            prediction: world.plans.len().checked_sub(1).and_then(predicted),
             plan: world.plans.last().cloned(),
             host_calls: world.host_calls.clone(),
         }
@@ -146,7 +217,11 @@ impl Outcome {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         let done = self.steps.len();
         let _ = write!(text, "seed {}: {done} of {} steps in ", self.seed, self.wanted);
-        let _ = writeln!(text, "{}", seconds(self.time.end.saturating_sub(self.time.start)));
+        let _ = write!(text, "{}", seconds(self.time.end.saturating_sub(self.time.start)));
+        let _ = match done {
+            0 => writeln!(text),
+            _ => writeln!(text, ", from {} on", seconds(self.time.start)),
+        };
         if let (Some(step), Some(efficiency)) = (self.step_time(), self.efficiency()) {
             let bound = step.mul_f64(efficiency.min(1e3));
             let _ = write!(text, "a step: {}, bound of the plan {}", seconds(step), seconds(bound));
@@ -168,6 +243,10 @@ impl Outcome {
                 "the host's machine took {each:.3} ms of a processor a step, in {calls} calls"
             );
         }
+        if let End::Refused(_) = self.end {
+            let _ = writeln!(text, "{}", self.end);
+            return text;
+        }
         let header = ["device", "blocks", "busy", "receiving", "idle", "peak memory", ""];
         let mut rows = vec![header.map(String::from)];
         for (who, life) in &self.trace.lives {
@@ -185,28 +264,41 @@ impl Outcome {
                 (false, false) => "–".into(),
             };
             let left = match life.gone {
-                Some(at) => format!("gone after {}", seconds(at)),
+                Some(at) => format!("gone at {}", seconds(at)),
                 None => String::new(),
             };
             let memory = format!("{:.1} MB", life.peak_memory / 1e6);
             rows.push([life.name.clone(), blocks, share(busy), share(receiving), share(idle), memory, left]);
         }
         aligned(&mut text, &rows);
-        for reason in &self.pauses {
-            let _ = writeln!(text, "the run waited: {reason}");
+        let mut events: Vec<(Duration, String)> =
+            self.pauses.iter().map(|(at, why)| (*at, format!("the run waited: {why}"))).collect();
+        events.extend(self.incidents.iter().map(|incident| (incident.at, incident.to_string())));
+        events.sort_by_key(|(at, _)| *at);
+        for (at, what) in events {
+            let late =
+                if at > self.time.end && self.end == End::Done { " (after the last step)" } else { "" };
+            let _ = writeln!(text, "{} {what}{late}", seconds(at));
         }
-        for recovery in &self.recoveries {
-            let Recovery { what, at, detected, recovered } = recovery;
-            let _ = write!(text, "{} {what}: planned anew after {}", seconds(*at), seconds(*detected));
-            let _ = match recovered {
-                Some(recovered) => writeln!(text, ", steps again after {}", seconds(*recovered)),
-                None => writeln!(text, ", no step after it"),
-            };
+        for line in self.reasons.iter().chain(&self.missed) {
+            let _ = writeln!(text, "{line}");
         }
-        if let Some(violation) = &self.violation {
-            let _ = writeln!(text, "BROKEN: {violation}");
+        if self.end != End::Done {
+            let _ = writeln!(text, "{}", self.end);
         }
         text
+    }
+}
+
+impl fmt::Display for Incident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, answer, .. } = self;
+        let Some(Answer { planned, recovered }) = answer else { return write!(f, "{what}") };
+        write!(f, "{what}: planned anew after {:.2} s", planned.as_secs_f64())?;
+        match recovered {
+            Some(recovered) => write!(f, ", steps again after {:.2} s", recovered.as_secs_f64()),
+            None => write!(f, ", no step after it"),
+        }
     }
 }
 
@@ -232,9 +324,9 @@ fn aligned<const N: usize>(text: &mut String, rows: &[[String; N]]) {
 }
 
 /// The plan that was in force for all of a time.
-fn plan_between(plans: &[PlanMade], from: Duration, to: Duration) -> Option<&PlanMade> {
-    let plan = plans.iter().rfind(|plan| plan.at <= to)?;
-    (plan.at <= from).then_some(plan)
+fn plan_between(plans: &[PlanMade], from: Duration, to: Duration) -> Option<usize> {
+    let index = plans.iter().rposition(|plan| plan.at <= to)?;
+    (plans[index].at <= from).then_some(index)
 }
 
 /// What the planner says of a plan, told what this world's devices and links are.
@@ -257,7 +349,7 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
             slowness: 1.0,
         })
     };
-    let own = plan.stages.first().map_or(0, |(_, blocks)| blocks.start);
+    let own = plan.host.clone().unwrap_or_default().end;
     let host = world.spec(HOST).cloned().unwrap_or_default();
     let overhead = host.overhead.as_secs_f64();
     let host = HostProfile {
@@ -286,7 +378,7 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
             }
         }
     }
-    let last = plan.stages.last().map_or(0, |(_, blocks)| blocks.end);
+    let last = plan.stages.last().map_or(own, |(_, blocks)| blocks.end);
     let growth = |bytes: f64| Growth { linear: bytes as u64, quadratic: 0 };
     let block = BlockProfile {
         work: 1.0,
@@ -325,42 +417,142 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
     plan::predict(&room, &model, &options, &partition)
 }
 
-/// Faults that were followed by a new plan, and by steps under it.
-fn recoveries<M: Model>(world: &World<M>) -> Vec<Recovery> {
-    let name = |who: PeerId| match &world.trace {
-        Some(trace) => {
-            trace.lives.get(&who).map_or_else(|| format!("device {who}"), |life| life.name.clone())
-        }
-        None => format!("device {who}"),
-    };
-    let fault = |act: &Act| match *act {
-        Act::Kill { peer, silent: true } => Some((peer, format!("{} fell silent", name(peer)))),
-        Act::Kill { peer, silent: false } => Some((peer, format!("{} was killed", name(peer)))),
-        Act::Leave(peer) => Some((peer, format!("{} left", name(peer)))),
-        Act::Remove(peer) => Some((peer, format!("{} was sent away", name(peer)))),
-        Act::Freeze(peer, time) => Some((peer, format!("{} slept for {time} s", name(peer)))),
-        Act::Isolate(peer, time) => Some((peer, format!("{} was out of reach for {time} s", name(peer)))),
-        Act::FailJob(peer) => Some((peer, format!("{}'s engine failed", name(peer)))),
-        Act::Hide(peer) => Some((peer, format!("{} was hidden", name(peer)))),
-        Act::Lie(peer) => Some((peer, format!("{} computed something else", name(peer)))),
-        Act::Stall(peer) => Some((peer, format!("{} did nothing any more", name(peer)))),
-        _ => None,
-    };
+/// What happened from outside, with the plans that answered it.
+fn incidents<M: Model>(world: &World<M>) -> Vec<Incident> {
+    let lives = world.trace.as_ref().map(|trace| &trace.lives);
     let mut found = Vec::new();
     for (at, act) in &world.happened {
-        let Some((who, what)) = fault(act) else { continue };
-        let employed = world.plans.iter().rfind(|plan| plan.at <= *at);
-        if !employed.is_some_and(|plan| plan.stages.iter().any(|(stage, _)| *stage == who)) {
-            continue;
+        let Some((_, who)) = act.fault() else { continue };
+        let mut what = words(world, act, *at);
+        let was_there = |who: PeerId| {
+            let life = lives.and_then(|lives| lives.get(&who));
+            life.is_some_and(|life| life.joined <= *at && life.gone.is_none_or(|gone| gone >= *at))
+        };
+        if who.is_some_and(|who| !was_there(who)) {
+            what += " (it was not in the room)";
         }
+        let answer = answer(world, act, *at);
+        found.push(Incident { what, at: *at, answer });
+    }
+    found
+}
+
+/// The plan that was made because of a fault, if one was.
+fn answer<M: Model>(world: &World<M>, act: &Act, at: Duration) -> Option<Answer> {
+    let employed = world.plans.iter().rfind(|plan| plan.at < at)?;
+    let mut later = world.plans.iter().filter(|plan| plan.at >= at && *plan != employed);
+    let has = |plan: &PlanMade, who: PeerId| plan.stages.iter().any(|(stage, _)| *stage == who);
+    let next = match *act {
+        // Who is gone for ever is in no plan that was made because of it.
+        Act::Kill { peer, .. } | Act::Leave(peer) | Act::Remove(peer) => {
+            later.find(|plan| !has(plan, peer))?
+        }
+        _ => later.next()?,
+    };
+    let is_answered = match *act {
+        Act::ReloadHost => true,
+        Act::Kill { peer, .. }
+        | Act::Leave(peer)
+        | Act::Remove(peer)
+        | Act::Freeze(peer, _)
+        | Act::Isolate(peer, _)
+        | Act::FailJob(peer)
+        | Act::Hide(peer)
+        | Act::Lie(peer)
+        | Act::Stall(peer) => has(employed, peer) && !has(next, peer),
         // A plan in which the device has its stage still was made for another reason.
-        let does_without = |plan: &&PlanMade| plan.stages.iter().all(|(stage, _)| *stage != who);
-        let next = world.plans.iter().find(|plan| plan.at >= *at && employed != Some(plan));
-        if let Some(plan) = next.filter(does_without) {
-            let after = world.plans.iter().filter(|other| other.at >= plan.at);
-            let recovered = after.filter_map(|plan| plan.went_on).min().map(|on| on - *at);
-            found.push(Recovery { what, at: *at, detected: plan.at - *at, recovered });
+        _ => false,
+    };
+    let after = world.plans.iter().filter(|plan| plan.at >= next.at);
+    let recovered = after.filter_map(|plan| plan.went_on).min().map(|on| on - at);
+    is_answered.then(|| Answer { planned: next.at - at, recovered })
+}
+
+/// A fault in words.
+fn words<M: Model>(world: &World<M>, act: &Act, at: Duration) -> String {
+    let name = |who: PeerId| name(world, who);
+    match *act {
+        Act::Kill { peer, silent: true } => format!("{} fell silent", name(peer)),
+        Act::Kill { peer, silent: false } => format!("{} was killed", name(peer)),
+        Act::Leave(peer) => format!("{} left", name(peer)),
+        Act::Remove(peer) => format!("{} was sent away", name(peer)),
+        Act::Freeze(peer, time) => format!("{} slept for {time} s", name(peer)),
+        Act::Isolate(peer, time) => format!("{} was out of reach for {time} s", name(peer)),
+        Act::Part(a, b, time) => format!("{} and {} did not reach each other for {time} s", name(a), name(b)),
+        Act::Cut(a, b) => format!("the connection between {} and {} broke", name(a), name(b)),
+        Act::FailJob(peer) => format!("{}'s engine failed", name(peer)),
+        Act::FailPasses(peer, _) => format!("{} computed no numbers any more", name(peer)),
+        Act::Hide(peer) => format!("{} was hidden", name(peer)),
+        Act::Lie(peer) => format!("{} computed something else", name(peer)),
+        Act::Stall(peer) => format!("{} did nothing any more", name(peer)),
+        Act::Lag(peer, millis) => format!("all that {} sent and got was later by {millis} ms", name(peer)),
+        Act::SlowDown(peer, factor) => format!("{} needed {factor} times as long for its work", name(peer)),
+        Act::ReloadHost => format!("the page of {} was loaded anew", name(HOST)),
+        Act::FreezeAll(time) => format!("everybody slept for {} s", time.as_secs()),
+        Act::Pause => {
+            let later = |(when, act): &&(Duration, Act)| *when >= at && *act == Act::Resume;
+            match world.happened.iter().find(later) {
+                Some((on, _)) => format!("the run was paused for {:.2} s", (*on - at).as_secs_f64()),
+                None => "the run was paused".into(),
+            }
         }
+        Act::Stop => "the run was ended".into(),
+        Act::Replay => "a message of the past came again".into(),
+        Act::LinkedAgain => "a connection said again that it was open".into(),
+        _ => format!("{act:?}"),
+    }
+}
+
+fn name<M: Model>(world: &World<M>, who: PeerId) -> String {
+    world.spec(who).map_or_else(|| format!("device {who}"), |spec| spec.name.clone())
+}
+
+/// Faults that were planned for a job that did not come.
+fn missed<M: Model>(world: &World<M>) -> Vec<String> {
+    let each = |(moment, act): &(Moment, Act)| {
+        let (Moment::Job { who, job, .. }, (fault, _)) = (moment, act.fault()?) else { return None };
+        let life = world.trace.as_ref().and_then(|trace| trace.lives.get(who));
+        let did = life.map_or(0, |life| life.jobs(*job));
+        let (name, job) = (name(world, *who), job.name());
+        Some(format!("\"{fault}\" waited for a `{job}` of {name} that did not come: it did {did}"))
+    };
+    world.missed().iter().filter_map(each).collect()
+}
+
+/// Why devices were lost to the host, or had no blocks in the end.
+fn reasons<M: Model>(world: &World<M>) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for (device, reason) in &world.left {
+        let line = format!("{device} was lost: {reason}");
+        if !found.contains(&line) {
+            found.push(line);
+        }
+    }
+    let (Pace::Modelled(costs), Some(trace)) = (world.room.pace, &world.trace) else { return found };
+    let views = world.coordinator.devices();
+    let least = costs.memory(1, 1, false).min(costs.memory(1, 1, true)) / 1e6;
+    let employed = |life: &Life| life.gone.is_some() || !life.blocks.is_empty();
+    let idle = trace.lives.iter().filter(|(who, life)| **who != HOST && !employed(life));
+    for (who, life) in idle.filter(|_| !world.plans.is_empty()) {
+        let view = views.iter().find(|view| view.peer == *who);
+        let memory = world.spec(*who).and_then(|spec| spec.memory).map(|memory| memory / 1e6);
+        let why = match (view, memory) {
+            (_, Some(memory)) if memory < least => {
+                format!("it has {memory:.1} MB, and a single block takes {least:.1} MB")
+            }
+            (Some(DeviceView { device: Some(_), pace: None, .. }), _) => {
+                "it was still measuring itself".into()
+            }
+            (Some(DeviceView { device: Some(_), loading: Some((done, total)), .. }), _) => {
+                format!("it was still fetching blocks ({done} of {total})")
+            }
+            (Some(DeviceView { device: Some(_), standby: Some(blocks), .. }), _) => {
+                format!("it stood by for the blocks {}–{}", blocks.start, blocks.end.saturating_sub(1))
+            }
+            (Some(DeviceView { device: Some(_), .. }), _) => "the room was no faster with it".into(),
+            (None | Some(DeviceView { device: None, .. }), _) => "it was not connected to the host".into(),
+        };
+        found.push(format!("{} had no blocks in the end: {why}", life.name));
     }
     found
 }

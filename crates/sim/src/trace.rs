@@ -73,6 +73,11 @@ impl Life {
         either.saturating_sub(self.busy(within))
     }
 
+    /// How many jobs of a kind it began.
+    pub fn jobs(&self, name: JobName) -> usize {
+        self.spans.iter().filter(|span| matches!(span.doing, Doing::Job(job, _) if job == name)).count()
+    }
+
     /// How long it was in the room within a time.
     pub fn present(&self, within: &Range<Duration>) -> Duration {
         let gone = self.gone.unwrap_or(within.end).min(within.end);

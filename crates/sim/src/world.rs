@@ -33,6 +33,8 @@ pub const HOST: PeerId = PeerId(1);
 
 /// Longer than any small run may take, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(4000);
+/// A person waits so long for somebody who could go on, when nothing else is to come.
+const GIVES_UP: Duration = Duration::from_secs(600);
 /// After so long without an answer the browsers at both ends give a connection up.
 const CONSENT: Duration = Duration::from_secs(16);
 
@@ -120,12 +122,14 @@ impl Scenario {
 /// A plan, as the host told the devices of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanMade {
-    /// Its number.
-    pub generation: Generation,
-    /// When the host told of it.
+    /// Its number, if devices were told of it: a host that goes on alone tells nobody.
+    pub generation: Option<Generation>,
+    /// When the host told of it, or began alone.
     pub at: Duration,
     /// When the first job of a step was done under it.
     pub went_on: Option<Duration>,
+    /// The host's own blocks, once it has been told to load them.
+    pub host: Option<Range<u16>>,
     /// Who runs what, in pipeline order.
     pub stages: Vec<(PeerId, Range<u16>)>,
     /// Into how many micro-batches a step is cut.
@@ -242,11 +246,13 @@ pub struct World<M: Model = ToyModel> {
     pub now: Duration,
     /// Steps of the run in force that were committed, and when.
     pub committed: Vec<(StepReport, Duration)>,
-    /// When the person last let the run go.
-    pub resumed: Duration,
+    /// When the person first let the run go, if it came so far.
+    pub let_go: Option<Duration>,
     /// Whether the person lets a loaded run go.
     pub lets_go: bool,
-    /// Whether the person can find other devices when all are gone.
+    /// Whether devices may join that nobody named.
+    pub is_public: bool,
+    /// Whether the person can find such devices when all are gone.
     pub has_spares: bool,
     /// Pairs of devices that can never connect.
     pub unreachable: Vec<(PeerId, PeerId)>,
@@ -256,8 +262,10 @@ pub struct World<M: Model = ToyModel> {
     pub failed_texts: Vec<u32>,
     /// Steps after which the model was judged.
     pub judged: Vec<u32>,
-    /// Why the run waited for a person.
-    pub pauses: Vec<String>,
+    /// When and why the run waited for a person.
+    pub pauses: Vec<(Duration, String)>,
+    /// What the person waited for in vain, and then ended the run.
+    pub gave_up: Option<String>,
     /// What devices that are gone last told their owners.
     pub endings: BTreeMap<PeerId, String>,
     /// Devices that the host was told are gone, and why.
@@ -343,14 +351,16 @@ impl<M: Model> World<M> {
             rng: ChaCha8Rng::seed_from_u64(seed),
             now: Duration::ZERO,
             committed: Vec::new(),
-            resumed: Duration::ZERO,
+            let_go: None,
             lets_go: true,
+            is_public: true,
             has_spares: true,
             unreachable: Vec::new(),
             texts: BTreeMap::new(),
             failed_texts: Vec::new(),
             judged: Vec::new(),
             pauses: Vec::new(),
+            gave_up: None,
             endings: BTreeMap::new(),
             left: Vec::new(),
             monitors: BTreeMap::new(),
@@ -664,6 +674,7 @@ impl<M: Model> World<M> {
         match act {
             Act::Start => {
                 self.kept.clear();
+                self.let_go = None;
                 self.committed.clear();
                 self.judged.clear();
                 let start = self.start();
@@ -674,9 +685,9 @@ impl<M: Model> World<M> {
                 self.schedule_within(20, Event::Act(Act::Resume));
             }
             Act::Resume => {
-                self.resumed = self.now;
-                if let Some(calls) = &mut self.host_calls {
-                    calls.clear();
+                if self.let_go.is_none() {
+                    self.let_go = Some(self.now);
+                    self.host_calls.iter_mut().for_each(Vec::clear);
                 }
                 self.host(coordinator::Event::Resume);
             }
@@ -787,13 +798,33 @@ impl<M: Model> World<M> {
     }
 
     fn react(&mut self) {
-        self.reacting = false;
-        if matches!(self.coordinator.phase(), RunPhase::Paused(Some(_))) {
-            let act = if self.has_spares && self.rng.random() { Act::Join } else { Act::Resume };
+        // What the person does may have the run wait again at once: that is no reason to react twice.
+        self.reacting = true;
+        if let RunPhase::Paused(Some(reason)) = self.coordinator.phase() {
+            if !self.is_public && self.has_waited_in_vain() {
+                self.gave_up = Some(reason);
+                return self.act(Act::Stop);
+            }
+            let finds = self.is_public && self.has_spares;
+            let act = if finds && self.rng.random() { Act::Join } else { Act::Resume };
             self.act(act);
-            self.reacting = true;
             self.schedule(self.now + Duration::from_secs(60), Event::Act(Act::React));
+        } else {
+            self.reacting = false;
         }
+    }
+
+    /// Whether nothing is to come any more, and nothing has happened for long.
+    fn has_waited_in_vain(&self) -> bool {
+        let moved = |(_, act): &&(Duration, Act)| !matches!(act, Act::React | Act::Resume);
+        let last = self.happened.iter().rfind(moved).map_or(Duration::ZERO, |(at, _)| *at);
+        let thaws = self.frozen.values().map(|frozen| frozen.end).fold(last, Duration::max);
+        self.acts == 0 && self.now >= thaws + GIVES_UP
+    }
+
+    /// Faults that were planned for a device's job that did not come.
+    pub fn missed(&self) -> &[(Moment, Act)] {
+        &self.moments
     }
 
     /// Acts whose moment is now.

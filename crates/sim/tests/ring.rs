@@ -91,7 +91,7 @@ fn no_time_is_idle_beyond_the_bubble_of_1f1b() {
             // A step is M + N − 1 forwards and as many backwards long, of which a stage works M: the bubble is
             // (N − 1) / (M + N − 1).
             let step = 2 * time * (u32::from(micro_batches) + stages - 1);
-            let mut before = world.resumed;
+            let mut before = world.let_go.unwrap();
             for (report, at) in &world.committed {
                 assert_eq!(*at - before, step, "{stages} stages, {micro_batches} micro-batches, {report:?}");
                 before = *at;
@@ -289,7 +289,7 @@ fn when_every_device_is_gone_the_run_says_why_and_goes_on_with_whoever_comes() {
         }
         world.settle().unwrap();
         world.assert_equals_reference();
-        assert!(world.pauses.iter().all(|reason| reason.contains("phone")), "{:?}", world.pauses);
+        assert!(world.pauses.iter().all(|(_, reason)| reason.contains("phone")), "{:?}", world.pauses);
         // A host whose devices died before they had work makes all of it alone, up to 20 ms for each pass of a block; judging
         // takes its time too.
         let seconds = 12 + 2 * world.judged.len() as u64;

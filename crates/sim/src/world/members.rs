@@ -131,18 +131,21 @@ impl<M: Model> World<M> {
         if let RunPhase::Paused(Some(reason)) = self.coordinator.phase()
             && !std::mem::replace(&mut self.reacting, true)
         {
-            self.pauses.push(reason);
+            self.pauses.push((self.now, reason));
             self.schedule_within(5, Event::Act(Act::React));
         }
     }
 
     fn planned(&mut self, to: PeerId, assign: &Assign) {
-        let generation = assign.generation;
-        if self.plans.last().is_none_or(|plan| plan.generation != generation) {
+        let generation = Some(assign.generation);
+        // Everybody is told before the host begins; a page that was loaded anew counts from the start again.
+        let is_open = |plan: &PlanMade| plan.generation == generation && plan.host.is_none();
+        if !self.plans.last().is_some_and(is_open) {
             let plan = PlanMade {
                 generation,
                 at: self.now,
                 went_on: None,
+                host: None,
                 stages: Vec::new(),
                 micro_batches: assign.settings.micro_batches,
                 ahead: assign.settings.ahead,
@@ -159,6 +162,31 @@ impl<M: Model> World<M> {
         }
     }
 
+    /// The plan in force is complete; one of which no device was told has the host go on alone.
+    fn host_loads(&mut self, blocks: &Range<u16>, micro_batches: u16, recompute: bool) {
+        if self.plans.last().is_none_or(|plan| plan.host.is_some()) {
+            let (at, stages) = (self.now, Vec::new());
+            let recompute = (recompute, Vec::new());
+            self.plans.push(PlanMade {
+                generation: None,
+                at,
+                went_on: None,
+                host: None,
+                stages,
+                micro_batches,
+                ahead: 0,
+                recompute,
+            });
+        }
+        let Some(plan) = self.plans.last_mut() else { return };
+        (plan.host, plan.recompute.0) = (Some(blocks.clone()), recompute);
+        let Some(trace) = &mut self.trace else { return };
+        for (who, life) in trace.lives.iter_mut().filter(|(_, life)| life.gone.is_none()) {
+            let own = plan.stages.iter().find(|(stage, _)| stage == who).map(|(_, blocks)| blocks.clone());
+            life.blocks = if *who == HOST { blocks.clone() } else { own.unwrap_or_default() };
+        }
+    }
+
     fn host_job(&mut self, job: coordinator::Job) {
         if let coordinator::Job::Measure(measure) = &job {
             let device = self.profile(HOST, measure);
@@ -172,9 +200,7 @@ impl<M: Model> World<M> {
             if let Pace::Modelled(costs) = &mut self.room.pace {
                 costs.cut(self.room.settings.batch_size, *micro_batches);
             }
-            if let Some(plan) = self.plans.last_mut() {
-                plan.recompute.0 = *recompute;
-            }
+            self.host_loads(blocks, *micro_batches, *recompute);
         }
         if let (coordinator::Job::Front { .. }, Some(plan)) = (&job, self.plans.last_mut()) {
             plan.went_on.get_or_insert(self.now);
@@ -328,7 +354,7 @@ impl<M: Model> World<M> {
 
     fn gone(&mut self, who: PeerId) {
         if let Some(life) = self.trace.as_mut().and_then(|trace| trace.lives.get_mut(&who)) {
-            life.gone = Some(self.now);
+            life.gone.get_or_insert(self.now);
         }
     }
 
@@ -461,15 +487,16 @@ impl<M: Model> World<M> {
 
     pub(super) fn join(&mut self) {
         let id = peer(self.joined);
-        self.joined += 1;
         let fallback = || DeviceSpec { name: format!("phone {id}"), ..DeviceSpec::default() };
-        let spec = match self.returning.pop_front() {
-            Some(spec) => spec,
-            None => {
+        let spec = match (self.returning.pop_front(), self.room.devices.get(self.strangers)) {
+            (Some(spec), _) => spec,
+            (None, None) if !self.is_public => return,
+            (None, named) => {
                 self.strangers += 1;
-                self.room.devices.get(self.strangers - 1).cloned().unwrap_or_else(fallback)
+                named.cloned().unwrap_or_else(fallback)
             }
         };
+        self.joined += 1;
         let device = Device { name: spec.name.clone(), backend: "simulated".into() };
         if let Some(trace) = &mut self.trace {
             let life = Life { name: spec.name.clone(), joined: self.now, ..Life::default() };
@@ -567,5 +594,5 @@ fn lie(tensor: Boundary) -> Boundary {
 }
 
 fn unmeasured() -> JobError {
-    JobError::Failed { reason: "it cannot be measured".into(), failure: Failure::Engine }
+    JobError::Failed { reason: "it is too slow to measure itself".into(), failure: Failure::Engine }
 }

@@ -41,6 +41,10 @@ impl<M: Model> World<M> {
             return;
         }
         let now = self.now;
+        // Nobody is told of the plan any more that the page had begun to tell of.
+        if let Some(plan) = self.plans.last_mut() {
+            plan.host.get_or_insert_default();
+        }
         self.kept.retain(|kept| kept.from <= now);
         self.reloaded = true;
         let device = Device { name: self.room.host.name.clone(), backend: "simulated".into() };
