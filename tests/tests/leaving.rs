@@ -89,6 +89,21 @@ async fn goes_on_without(host: &Tab, what: &str, since: Instant, left: usize) ->
     Ok(())
 }
 
+/// Waits until every device says that its host is not heard; gives how long that was after `closed`.
+async fn wait_for_silence(tabs: &[Tab], closed: Instant) -> Result<Duration> {
+    for tab in tabs {
+        loop {
+            let state = tab.read("#stage", "data-state").await?;
+            if state == "silent" {
+                break;
+            }
+            ensure!(closed.elapsed() < Duration::from_secs(10), "{state} after {:?}", closed.elapsed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    Ok(closed.elapsed())
+}
+
 async fn end(host: &Tab) -> Result<(Vec<f64>, Vec<u8>)> {
     host.wait("#phase", "data-phase", 300, |phase| phase == "finished" || phase == "failed").await?;
     let files = host.download().await?;
@@ -164,7 +179,16 @@ async fn a_run_goes_on_after_its_hosts_page_was_closed() -> Result<()> {
     let link = host.read("#join-link", "value").await?;
     host.click("#start").await?;
     wait_for_steps(&host, 20, 120).await?;
-    // Closed, and opened again in another tab.
+    for tab in &tabs {
+        tab.wait("#stage", "data-state", 10, |state| state == "training").await?;
+    }
+    // Closed, with an empty tab in its place, which is counted too: the devices notice.
+    let closed = Instant::now();
+    host.reopen("about:blank").await?;
+    let noticed = wait_for_silence(&tabs, closed).await?;
+    println!("the host's closed page was noticed after {noticed:?}");
+    ensure!(noticed < Duration::from_secs(2), "{noticed:?}");
+    // Opened again in another tab.
     host.reopen(&format!("{}?backend=cpu", server.url)).await?;
     let opened = Instant::now();
     host.wait("#kept", "data-steps", 30, |steps| steps == STEPS).await?;

@@ -35,5 +35,5 @@
 //! | `#talk li[data-role]`, `#talk-again` | the conversation so far, with a model that has a chat template |
 //! | `#storage[data-used]`, `#storage-clear` | what this device keeps of models; on both pages |
 //! | `#error-engine`, `-room`, `-model`, `-text`, `-settings`, `-run`, `-peer`, `-generate`, `-storage` | errors in words |
-//! | `#stage[data-state][data-backend][data-blocks]` | a joiner: `starting`, `joining`, `connecting`, `waiting`, `loading`, `training`, `idle`, `ended`, `left` |
+//! | `#stage[data-state][data-backend][data-blocks]` | a joiner: `starting`, `joining`, `connecting`, `waiting`, `measuring`, `loading`, `training`, `idle`, `standby`, `silent` (the host is not heard), `ended`, `left` |
 //! | `#join-name`, `#join-leave`, `#join-retry`, `#join-error` | a joiner's controls and its error |
