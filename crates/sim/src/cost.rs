@@ -29,6 +29,10 @@ pub struct Shape {
     pub vocab: u32,
 }
 
+/// Maps of a block that may get an adapter, by their Hugging Face names.
+pub const PROJECTIONS: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"];
+
 fn yes() -> bool {
     true
 }

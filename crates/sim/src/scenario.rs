@@ -2,7 +2,7 @@
 
 use crate::act::{Act, JobName, Moment};
 use crate::campaign;
-use crate::cost::{Access, Costs, DeviceSpec, Shape, Thermal, seconds};
+use crate::cost::{Access, Costs, DeviceSpec, PROJECTIONS, Shape, Thermal, seconds};
 use crate::counted::Counted;
 use crate::engine::{JobError, Model};
 use crate::net::{Network, Wire};
@@ -42,11 +42,16 @@ pub enum ScenarioError {
         what: String,
     },
     /// The settings make no sense together.
-    #[error("the settings of the scenario make no sense: {0}")]
-    Settings(#[from] SettingsError),
+    #[error("line {line}: the settings make no sense: {wrong}")]
+    Settings {
+        /// Of the settings.
+        line: usize,
+        /// What is wrong.
+        wrong: SettingsError,
+    },
     /// The toy's numbers are none.
     #[error("the toy cannot be trained with these settings: {0}")]
-    Toy(#[from] JobError),
+    Toy(JobError),
 }
 
 /// A number above 0.
@@ -91,6 +96,68 @@ impl TryFrom<f64> for Share {
     }
 }
 
+/// A share of a whole: above 0, at most 1.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "f64")]
+struct Part(f64);
+
+impl TryFrom<f64> for Part {
+    type Error = String;
+
+    fn try_from(number: f64) -> Result<Self, String> {
+        let fits = number > 0.0 && number <= 1.0;
+        fits.then_some(Self(number)).ok_or_else(|| format!("{number} must be above 0 and at most 1"))
+    }
+}
+
+/// Whole numbers from 1 to `MOST`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "u64")]
+struct Count<const MOST: u32>(u32);
+
+impl<const MOST: u32> TryFrom<u64> for Count<MOST> {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        let fits = u32::try_from(number).ok().filter(|number| (1..=MOST).contains(number));
+        fits.map(Self).ok_or_else(|| format!("{number} must be 1 to {MOST}"))
+    }
+}
+
+impl<const MOST: u32> Count<MOST> {
+    /// Where no more than 65,535 are allowed.
+    fn small(self) -> u16 {
+        u16::try_from(self.0).unwrap_or(u16::MAX)
+    }
+}
+
+/// Blocks of a model: no model has more than some hundred.
+type Blocks = Count<1024>;
+/// Numbers of a hidden state and of an MLP, heads.
+type Width = Count<1_048_576>;
+/// Tokens.
+type Vocabulary = Count<16_777_216>;
+/// Seconds for which something lasts: some thirty years.
+type Lasting = Count<1_000_000_000>;
+/// How many times as slow something is.
+type Factor = Count<1_000_000>;
+
+/// A projection that gets an adapter.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Target(String);
+
+impl TryFrom<String> for Target {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        if PROJECTIONS.contains(&name.as_str()) {
+            return Ok(Self(name));
+        }
+        Err(format!("\"{name}\" is no projection of a block: there are {}", PROJECTIONS.join(", ")))
+    }
+}
+
 /// A number of faults that is drawn in no time.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(try_from = "u32")]
@@ -118,10 +185,8 @@ struct File {
     /// Seconds of virtual time after which a run counts as stuck.
     patience: Option<Time>,
     model: Spanned<ModelFile>,
-    #[serde(default)]
-    settings: SettingsFile,
-    #[serde(default)]
-    host: DeviceFile,
+    settings: Option<Spanned<SettingsFile>>,
+    host: Option<Spanned<DeviceFile>>,
     #[serde(default)]
     devices: Vec<Spanned<DeviceFile>>,
     #[serde(default)]
@@ -135,14 +200,14 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct ModelFile {
     kind: Kind,
-    blocks: u16,
+    blocks: Blocks,
     mflop: Option<Positive>,
-    hidden: Option<u32>,
-    inner: Option<u32>,
-    heads: Option<u32>,
-    kv_heads: Option<u32>,
+    hidden: Option<Width>,
+    inner: Option<Width>,
+    heads: Option<Width>,
+    kv_heads: Option<Width>,
     gated: Option<bool>,
-    vocab: Option<u32>,
+    vocab: Option<Vocabulary>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -180,7 +245,7 @@ struct SettingsFile {
     micro_batches: Option<u16>,
     seq_len: Option<u32>,
     lora_rank: Option<u16>,
-    targets: Option<Vec<String>>,
+    targets: Option<Vec<Target>>,
     boundary: Option<Precision>,
     backbone: Option<Backbone>,
     recompute: Option<bool>,
@@ -194,7 +259,7 @@ struct SettingsFile {
 struct DeviceFile {
     name: Option<String>,
     /// As many alike; they are numbered.
-    count: Option<u16>,
+    count: Option<Count<65_535>>,
     gflops: Option<Positive>,
     overhead_ms: Option<Time>,
     memory_mb: Option<Positive>,
@@ -214,7 +279,7 @@ struct DeviceFile {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ThermalFile {
-    slowest: Positive,
+    slowest: Part,
     warms_s: Positive,
     cools_s: Positive,
 }
@@ -223,7 +288,7 @@ struct ThermalFile {
 #[serde(deny_unknown_fields)]
 struct SleepFile {
     at: Time,
-    seconds: u64,
+    seconds: Lasting,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -246,12 +311,11 @@ struct FaultFile {
     from: Option<String>,
     at: Option<Time>,
     job: Option<JobName>,
-    nth: Option<u32>,
-    #[serde(default)]
-    done: bool,
-    seconds: Option<u64>,
+    nth: Option<Count<1_000_000_000>>,
+    done: Option<bool>,
+    seconds: Option<Lasting>,
     by_ms: Option<u32>,
-    factor: Option<u32>,
+    factor: Option<Factor>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -305,26 +369,50 @@ impl Scenario {
     /// When it is not one, with the line of what is wrong.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
         let file: File = toml::from_str(text)?;
-        let settings = file.settings.settings();
-        settings.validate()?;
+        let settings = match &file.settings {
+            Some(settings) => settings.get_ref().settings(),
+            None => SettingsFile::default().settings(),
+        };
+        let at = file.settings.as_ref().map_or(0, |settings| settings.span().start);
+        settings.validate().map_err(|wrong| ScenarioError::Settings { line: line(text, at), wrong })?;
         let mut devices = Devices { text, ..Devices::default() };
-        let host = file.host.spec(file.host.name.as_deref().unwrap_or("host"));
+        let nobody = DeviceFile::default();
+        let host_file = file.host.as_ref().map_or(&nobody, Spanned::get_ref);
+        if let Some(host) = &file.host {
+            devices.check_host(host)?;
+        }
+        devices.host = host_file.name.clone().unwrap_or_else(|| "host".into());
+        let host = host_file.spec(&devices.host);
         for device in &file.devices {
             devices.add(device)?;
         }
         devices.order();
-        let mut acts = devices.acts(&file.host);
-        let wires = file.links.iter().map(|link| devices.link(link, &host)).collect::<Result<Vec<_>, _>>()?;
+        let mut acts = devices.acts(host_file);
+        let mut wires: BTreeMap<(PeerId, PeerId), Wire> = BTreeMap::new();
+        for link in &file.links {
+            for (between, wire) in devices.link(link, &host)? {
+                if wires.insert(between, wire).is_some() {
+                    let what = "there is a link between these two already: keep one of them".into();
+                    return Err(devices.nonsense(&link.span(), what));
+                }
+            }
+        }
         for fault in &file.faults {
             acts.push(devices.fault(fault)?);
         }
         let model = devices.model(&file.model)?;
+        if let (Some(settings), ModelKind::Transformer(Shape { gated: false, .. })) = (&file.settings, model)
+            && settings.get_ref().names("gate_proj")
+        {
+            let what = "the MLP of this model has no gate: take gate_proj out of the targets".into();
+            return Err(devices.nonsense(&settings.span(), what));
+        }
         let costs = model.costs(&settings);
         let room = Room {
             peers: devices.at_once(),
             settings,
             pace: Pace::Modelled(costs),
-            network: Network::Modelled(wires.into_iter().flatten().collect::<BTreeMap<_, _>>()),
+            network: Network::Modelled(wires),
             patience: PATIENCE,
             host,
             devices: devices.all.into_iter().map(|device| device.spec).collect(),
@@ -368,7 +456,7 @@ impl Scenario {
                 let settings = &self.room.settings;
                 let (samples, precision) = (settings.batch_size, Precision::F32);
                 let toy = Toy { blocks, samples, width: 5, precision, head: false };
-                self.run_with(ToyModel::new(toy, settings)?, seed)
+                self.run_with(ToyModel::new(toy, settings).map_err(ScenarioError::Toy)?, seed)
             }
             ModelKind::Transformer(Shape { blocks, .. }) => self.run_with(Counted { blocks }, seed),
         })
@@ -407,6 +495,11 @@ impl ModelKind {
 }
 
 impl SettingsFile {
+    /// Whether a projection is asked for by its name.
+    fn names(&self, projection: &str) -> bool {
+        self.targets.iter().flatten().any(|target| target.0 == projection)
+    }
+
     fn settings(&self) -> Settings {
         let default = Settings::default();
         let steps = self.steps.unwrap_or(20);
@@ -417,7 +510,10 @@ impl SettingsFile {
             micro_batches: self.micro_batches.unwrap_or(default.micro_batches),
             seq_len: self.seq_len.unwrap_or(default.seq_len),
             lora_rank: self.lora_rank.unwrap_or(default.lora_rank),
-            targets: self.targets.clone().unwrap_or(default.targets),
+            targets: match &self.targets {
+                Some(targets) => targets.iter().map(|target| target.0.clone()).collect(),
+                None => default.targets,
+            },
             boundary: self.boundary.unwrap_or(default.boundary),
             backbone: self.backbone.unwrap_or(default.backbone),
             recompute: self.recompute.unwrap_or(default.recompute),
@@ -448,7 +544,7 @@ impl DeviceFile {
             overhead: millis(self.overhead_ms),
             memory: self.memory_mb.map(|memory| memory.0 * 1e6),
             thermal: self.thermal.map(|thermal| Thermal {
-                slowest: thermal.slowest.0.min(1.0),
+                slowest: thermal.slowest.0,
                 warms: seconds(thermal.warms_s.0),
                 cools: seconds(thermal.cools_s.0),
             }),
@@ -471,6 +567,8 @@ type Directed = ((PeerId, PeerId), Wire);
 #[derive(Default)]
 struct Devices<'a> {
     text: &'a str,
+    /// What the host is called.
+    host: String,
     all: Vec<Named>,
 }
 
@@ -486,9 +584,29 @@ impl Devices<'_> {
         ScenarioError::Nonsense { line: line(self.text, span.start), what }
     }
 
+    /// There is one host, from the beginning to the end.
+    fn check_host(&self, host: &Spanned<DeviceFile>) -> Result<(), ScenarioError> {
+        let file = host.get_ref();
+        let not_its = [
+            ("count", file.count.is_some()),
+            ("joins_at", file.joins_at.is_some()),
+            ("leaves_at", file.leaves_at.is_some()),
+        ];
+        if let Some((key, _)) = not_its.iter().find(|(_, given)| *given) {
+            let what = format!("the host has no `{key}`: there is one, from the beginning to the end");
+            return Err(self.nonsense(&host.span(), what));
+        }
+        match &file.name {
+            Some(name) if name.trim().is_empty() => {
+                Err(self.nonsense(&host.span(), "a name is empty".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn add(&mut self, device: &Spanned<DeviceFile>) -> Result<(), ScenarioError> {
         let (span, file) = (device.span(), device.get_ref());
-        let count = file.count.unwrap_or(1);
+        let count = file.count.map_or(1, Count::small);
         let joins_at = file.joins_at.unwrap_or_default().0;
         let leaves_at = file.leaves_at.map(|time| time.0);
         if leaves_at.is_some_and(|leaves| leaves <= joins_at) {
@@ -504,7 +622,10 @@ impl Devices<'_> {
                 (Some(name), _) => format!("{name} {number}"),
                 (None, _) => format!("phone {}", self.all.len() + 1),
             };
-            if name == "host" || self.all.iter().any(|other| other.spec.name == name) {
+            if name.trim().is_empty() {
+                return Err(self.nonsense(&span, "a name is empty".into()));
+            }
+            if name == "host" || name == self.host || self.all.iter().any(|other| other.spec.name == name) {
                 let what = format!("there are two devices named \"{name}\": give one another name");
                 return Err(self.nonsense(&span, what));
             }
@@ -516,21 +637,45 @@ impl Devices<'_> {
 
     fn model(&self, model: &Spanned<ModelFile>) -> Result<ModelKind, ScenarioError> {
         let file = model.get_ref();
-        let missing = |what| self.nonsense(&model.span(), format!("a model of this kind needs `{what}`"));
-        let number = |number: Option<u32>, what| number.filter(|n| *n > 0).ok_or_else(|| missing(what));
-        let blocks = file.blocks;
-        Ok(match file.kind {
-            Kind::Toy => ModelKind::Toy { blocks, flop: file.mflop.ok_or_else(|| missing("mflop"))?.0 * 1e6 },
-            Kind::Transformer => ModelKind::Transformer(Shape {
-                blocks,
-                hidden: number(file.hidden, "hidden")?,
-                inner: number(file.inner, "inner")?,
-                heads: number(file.heads, "heads")?,
-                kv_heads: file.kv_heads.unwrap_or(0),
-                gated: file.gated.unwrap_or(true),
-                vocab: number(file.vocab, "vocab")?,
-            }),
-        })
+        let wrong = |what: String| self.nonsense(&model.span(), what);
+        let missing = |what| wrong(format!("a model of this kind needs `{what}`"));
+        let number = |number: Option<Width>, what| number.map(|n| n.0).ok_or_else(|| missing(what));
+        let blocks = file.blocks.small();
+        let is_toy = file.kind == Kind::Toy;
+        let of_the_other = [
+            ("mflop", !is_toy && file.mflop.is_some()),
+            ("hidden", is_toy && file.hidden.is_some()),
+            ("inner", is_toy && file.inner.is_some()),
+            ("heads", is_toy && file.heads.is_some()),
+            ("kv_heads", is_toy && file.kv_heads.is_some()),
+            ("gated", is_toy && file.gated.is_some()),
+            ("vocab", is_toy && file.vocab.is_some()),
+        ];
+        if let Some((key, _)) = of_the_other.iter().find(|(_, given)| *given) {
+            return Err(wrong(format!("a model of this kind has no `{key}`: take it out")));
+        }
+        if is_toy {
+            return Ok(ModelKind::Toy { blocks, flop: file.mflop.ok_or_else(|| missing("mflop"))?.0 * 1e6 });
+        }
+        let (hidden, heads) = (number(file.hidden, "hidden")?, number(file.heads, "heads")?);
+        let kv_heads = file.kv_heads.map_or(heads, |kv_heads| kv_heads.0);
+        if hidden % heads != 0 {
+            return Err(wrong(format!(
+                "a hidden state of {hidden} numbers cannot be shared by {heads} heads"
+            )));
+        }
+        if kv_heads > heads || heads % kv_heads != 0 {
+            return Err(wrong(format!("{heads} heads cannot share {kv_heads} heads of keys and values")));
+        }
+        Ok(ModelKind::Transformer(Shape {
+            blocks,
+            hidden,
+            inner: number(file.inner, "inner")?,
+            heads,
+            kv_heads,
+            gated: file.gated.unwrap_or(true),
+            vocab: file.vocab.map(|vocab| vocab.0).ok_or_else(|| missing("vocab"))?,
+        }))
     }
 
     /// In the order in which they join, so that a device's place is the number that it is given.
@@ -552,16 +697,16 @@ impl Devices<'_> {
             if let Some(leaves) = device.leaves_at {
                 acts.push((at(leaves), Act::Leave(peer(n))));
             }
-            let sleep = |sleep: &SleepFile| (at(sleep.at.0), Act::Freeze(peer(n), sleep.seconds));
+            let sleep = |sleep: &SleepFile| (at(sleep.at.0), Act::Freeze(peer(n), sleep.seconds.0.into()));
             acts.extend(device.sleeps.iter().map(sleep));
         }
-        let sleep = |sleep: &SleepFile| (at(sleep.at.0), Act::Freeze(HOST, sleep.seconds));
+        let sleep = |sleep: &SleepFile| (at(sleep.at.0), Act::Freeze(HOST, sleep.seconds.0.into()));
         acts.extend(host.sleeps.iter().map(sleep));
         acts
     }
 
     fn find(&self, name: &str, span: &Range<usize>) -> Result<PeerId, ScenarioError> {
-        if name == "host" {
+        if name == "host" || name == self.host {
             return Ok(HOST);
         }
         let found = self.all.iter().zip(0..).find(|(device, _)| device.spec.name == name);
@@ -595,15 +740,42 @@ impl Devices<'_> {
     fn fault(&self, fault: &Spanned<FaultFile>) -> Result<(Moment, Act), ScenarioError> {
         let (span, file) = (fault.span(), fault.get_ref());
         let missing = |what: &str| self.nonsense(&span, format!("this fault needs {what}"));
+        let other_keys = [
+            ("from", file.from.is_some(), matches!(file.what, Fault::Cut | Fault::Part)),
+            (
+                "seconds",
+                file.seconds.is_some(),
+                matches!(file.what, Fault::Freeze | Fault::Isolate | Fault::Part),
+            ),
+            ("by_ms", file.by_ms.is_some(), file.what == Fault::Lag),
+            ("factor", file.factor.is_some(), file.what == Fault::SlowDown),
+            (
+                "device",
+                file.device.is_some(),
+                file.job.is_some() || !matches!(file.what, Fault::Pause | Fault::ReloadHost),
+            ),
+            ("nth", file.nth.is_some(), file.job.is_some()),
+            ("done", file.done.is_some(), file.job.is_some()),
+        ];
+        if let Some((key, ..)) = other_keys.iter().find(|(_, given, has)| *given && !has) {
+            let what = format!("this fault has no `{key}`: take it out");
+            return Err(self.nonsense(&span, what));
+        }
         let device = || match &file.device {
             Some(name) => self.find(name, &span),
             None => Err(missing("a `device`")),
         };
         let other = || match &file.from {
-            Some(name) => self.find(name, &span),
+            Some(name) => match self.find(name, &span)? {
+                other if other == device()? => {
+                    Err(self.nonsense(&span, "this happens between two devices".into()))
+                }
+                other => Ok(other),
+            },
             None => Err(missing("the other device in `from`")),
         };
-        let time = || file.seconds.ok_or_else(|| missing("how many `seconds`"));
+        let time = || file.seconds.map(|time| time.0.into()).ok_or_else(|| missing("how many `seconds`"));
+        let factor = || file.factor.map(|factor| factor.0).ok_or_else(|| missing("a `factor`"));
         let not_host = |who: PeerId| {
             let host = || self.nonsense(&span, "this cannot happen to the host: name another device".into());
             if who == HOST { Err(host()) } else { Ok(who) }
@@ -619,7 +791,7 @@ impl Devices<'_> {
             Fault::Part => Act::Part(device()?, other()?, time()?),
             Fault::Cut => Act::Cut(device()?, other()?),
             Fault::Lag => Act::Lag(device()?, file.by_ms.ok_or_else(|| missing("`by_ms`"))?),
-            Fault::SlowDown => Act::SlowDown(device()?, file.factor.ok_or_else(|| missing("a `factor`"))?),
+            Fault::SlowDown => Act::SlowDown(device()?, factor()?),
             Fault::Pause => Act::Pause,
             Fault::ReloadHost => Act::ReloadHost,
             Fault::Hide => Act::Hide(not_host(device()?)?),
@@ -630,7 +802,8 @@ impl Devices<'_> {
             (Some(at), None) => Moment::At(seconds(at.0)),
             (None, Some(job)) => {
                 let who = if file.device.is_some() { device()? } else { HOST };
-                Moment::Job { who, job, nth: file.nth.unwrap_or(1).max(1), done: file.done }
+                let (nth, done) = (file.nth.map_or(1, |nth| nth.0), file.done.unwrap_or(false));
+                Moment::Job { who, job, nth, done }
             }
             _ => return Err(missing("either the second, `at`, or the `job` at which it happens")),
         };

@@ -182,6 +182,48 @@ fn what_is_wrong_is_told_with_its_line() {
         ("[[faults]]\nwhat = \"burn\"\nat = 1\n", 6, "unknown variant `burn`"),
         ("[[links]]\nbetween = [\"host\", \"host\"]\n", 5, "between two devices"),
         ("[settings]\nsteps = \"many\"\n", 6, "expected u32"),
+        ("[settings]\ntargets = [\"zzz\"]\n", 6, "\"zzz\" is no projection of a block"),
+        ("[settings]\nsteps = 0\n", 5, "the settings make no sense: steps is 0"),
+        ("[host]\ncount = 3\n", 5, "the host has no `count`"),
+        ("[host]\njoins_at = 3\n", 5, "the host has no `joins_at`"),
+        ("[host]\nleaves_at = 3\n", 5, "the host has no `leaves_at`"),
+        ("[host]\nname = \"a\"\n[[devices]]\nname = \"a\"\n", 7, "two devices named \"a\""),
+        ("[host]\nname = \" \"\n", 5, "a name is empty"),
+        ("[[devices]]\ncount = 0\n", 6, "must be 1 to"),
+        ("[[devices]]\nthermal = { slowest = 5, warms_s = 1, cools_s = 1 }\n", 6, "above 0 and at most 1"),
+        ("[[devices]]\nsleeps = [{ at = 1, seconds = 18446744073709551615 }]\n", 6, ""),
+        (
+            "[[devices]]\n[[faults]]\nwhat = \"slow_down\"\ndevice = \"phone 1\"\nfactor = 0\nat = 1\n",
+            9,
+            "must be 1 to",
+        ),
+        (
+            "[[devices]]\n[[faults]]\nwhat = \"kill\"\ndevice = \"phone 1\"\nseconds = 3\nat = 1\n",
+            6,
+            "no `seconds`",
+        ),
+        (
+            "[[devices]]\n[[faults]]\nwhat = \"kill\"\ndevice = \"phone 1\"\nfactor = 3\nat = 1\n",
+            6,
+            "no `factor`",
+        ),
+        (
+            "[[devices]]\n[[faults]]\nwhat = \"lag\"\ndevice = \"phone 1\"\nby_ms = 3\nfrom = \"host\"\nat = 1\n",
+            6,
+            "no `from`",
+        ),
+        ("[[devices]]\n[[faults]]\nwhat = \"kill\"\ndevice = \"phone 1\"\nnth = 3\nat = 1\n", 6, "no `nth`"),
+        ("[[devices]]\n[[faults]]\nwhat = \"pause\"\ndevice = \"phone 1\"\nat = 1\n", 6, "no `device`"),
+        (
+            "[[devices]]\n[[faults]]\nwhat = \"cut\"\ndevice = \"phone 1\"\nfrom = \"phone 1\"\nat = 1\n",
+            6,
+            "between two devices",
+        ),
+        (
+            "[[devices]]\n[[links]]\nbetween = [\"host\", \"phone 1\"]\n[[links]]\nbetween = [\"phone 1\", \"host\"]\n",
+            8,
+            "a link between these two already",
+        ),
     ] {
         let error = Scenario::parse(&format!("{good}{bad}")).unwrap_err().to_string();
         assert!(error.contains(&format!("line {line}")) && error.contains(words), "{bad}{error}");
@@ -194,8 +236,39 @@ fn what_is_wrong_is_told_with_its_line() {
         let error = Scenario::parse(bad).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
-    let error = Scenario::parse(&format!("{good}[settings]\nsteps = 0\n")).unwrap_err().to_string();
-    assert!(error.contains("steps is 0"), "{error}");
+}
+
+#[test]
+fn a_model_that_cannot_be_is_refused_with_its_line() {
+    let even =
+        std::fs::read_to_string(format!("{}/scenarios/even.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for (from, to, line, words) in [
+        ("blocks = 28", "blocks = 0", 6, "0 must be 1 to 1024"),
+        ("blocks = 28", "blocks = 65535", 6, "65535 must be 1 to 1024"),
+        ("hidden = 576", "hidden = 4000000000", 7, "4000000000 must be 1 to"),
+        ("hidden = 576", "hidden = 577", 4, "577 numbers cannot be shared by 9 heads"),
+        ("kv_heads = 3", "kv_heads = 12", 4, "9 heads cannot share 12 heads"),
+        ("kv_heads = 3", "kv_heads = 2", 4, "9 heads cannot share 2 heads"),
+        ("vocab = 49152", "", 4, "needs `vocab`"),
+        ("vocab = 49152", "vocab = 49152\nmflop = 3", 4, "has no `mflop`"),
+        ("targets = [\"q_proj\", \"v_proj\"]", "targets = [\"gate_proj\"]\n# no gate", 14, "has no gate"),
+    ] {
+        assert!(even.contains(from), "{from}");
+        let mut text = even.replace(from, to);
+        if to.contains("no gate") {
+            text = text.replace("vocab = 49152", "vocab = 49152\ngated = false").replace("# of 30", "#");
+        }
+        let error = Scenario::parse(&text).unwrap_err();
+        // Told once: whoever prints the causes of an error would print its own words again.
+        assert!(
+            std::error::Error::source(&error).is_none_or(|source| source.to_string() != error.to_string())
+        );
+        let error = error.to_string();
+        assert!(error.contains(&format!("line {line}")) && error.contains(words), "{to}: {error}");
+    }
+    let toy = "[model]\nkind = \"toy\"\nblocks = 2\nmflop = 5\nhidden = 8\n";
+    let error = Scenario::parse(toy).unwrap_err().to_string();
+    assert!(error.contains("line 1") && error.contains("has no `hidden`"), "{error}");
 }
 
 /// `even.toml` with other devices.
