@@ -79,6 +79,10 @@ pub struct Costs {
     pub weights: f64,
     /// Bytes of the ends as the host holds them.
     pub ends: f64,
+    /// Frozen numbers of a block, and of the ends.
+    pub numbers: [f64; 2],
+    /// Tokens of a sample.
+    pub tokens: u32,
     /// Bytes of a block's adapters with gradients and moments.
     pub adapters: f64,
     /// Bytes of its adapters and moments on the way to the host.
@@ -87,9 +91,15 @@ pub struct Costs {
     pub boundary: f64,
     /// Bytes that a block keeps of a sample for backward: all, or its input where the rest is computed again.
     pub kept: [f64; 2],
-    /// Bytes that the one block that runs takes on top, a sample: likewise.
+    /// Of them, those for every pair of tokens: attention's scores.
+    pub scores: f64,
+    /// Bytes that the one block that runs takes on top, a sample: likewise; the scores of one are in the first, of two in
+    /// the other.
     pub open: [f64; 2],
 }
+
+/// Bytes of a frozen number in each of [`Storage::ALL`].
+const STORED: [f64; 4] = [4.0, 2.0, 1.06, 0.53];
 
 impl Costs {
     /// Of a transformer. Matrix products count 2 operations a weight and token; backward has those of the input's
@@ -104,12 +114,8 @@ impl Costs {
         let adapter = f64::from(settings.lora_rank) * adapted;
         let attention = 4.0 * tokens * hidden;
         let forward = tokens * (2.0 * weights + attention + 2.0 * adapter);
-        let bytes = match settings.backbone {
-            Backbone::F32 => 4.0,
-            Backbone::Bf16 => 2.0,
-            Backbone::Int8 => 1.06,
-            Backbone::Nf4 => 0.53,
-        };
+        let place = Backbone::ALL.iter().position(|backbone| *backbone == settings.backbone);
+        let bytes = place.and_then(|place| STORED.get(place)).copied().unwrap_or(STORED[0]);
         let crossing = match settings.boundary {
             Precision::F32 => 4.0,
             _ => 2.0,
@@ -117,8 +123,8 @@ impl Costs {
         // As `baton_model::stage_memory` counts what the graph of a block keeps.
         let kv: f64 = maps.iter().filter(|(name, ..)| *name == "k_proj").map(|(.., b)| b).sum();
         let mlp = f64::from(shape.inner) * if shape.gated { 5.0 } else { 2.0 };
-        let scores = 3.0 * f64::from(shape.heads) * tokens;
-        let trace = 4.0 * tokens * (6.0 * hidden + 2.0 * kv + scores + mlp);
+        let scores = 4.0 * 3.0 * f64::from(shape.heads);
+        let trace = 4.0 * tokens * (6.0 * hidden + 2.0 * kv + mlp) + scores * tokens * tokens;
         let input = 4.0 * tokens * hidden;
         let vocab = f64::from(shape.vocab) * hidden;
         Self {
@@ -131,10 +137,13 @@ impl Costs {
             file: 2.0 * weights,
             weights: bytes * weights,
             ends: bytes * vocab,
+            numbers: [weights, vocab],
+            tokens: settings.seq_len,
             adapters: 16.0 * adapter,
             state: 12.0 * adapter,
             boundary: crossing * tokens * hidden,
             kept: [trace, input],
+            scores,
             open: [trace, 2.0 * trace],
         }
     }
@@ -175,18 +184,25 @@ impl Costs {
             }
     }
 
-    /// The model as the planner is told of it: a sample counts as one token, its hidden state as one of that many numbers.
+    /// The model as the planner is told of it.
     pub fn profile(&self, blocks: u16, settings: &Settings) -> ModelProfile {
-        let growth = |bytes: f64| Growth { linear: bytes as u64, quadratic: 0 };
+        let tokens = f64::from(self.tokens.max(1));
+        // Of a sample of so many tokens, with the scores of so many blocks.
+        let growth = |bytes: f64, of: f64| {
+            let quadratic = of * self.scores;
+            let linear = (bytes - quadratic * tokens * tokens).max(0.0) / tokens;
+            Growth { linear: linear.ceil() as u64, quadratic: quadratic as u64 }
+        };
+        let stored = |numbers: f64| STORED.map(|bytes| (bytes * numbers) as u64);
         let block = BlockProfile {
             work: 1.0,
-            frozen: [self.weights as u64; 4],
+            frozen: stored(self.numbers[0]),
             adapters: self.adapters as u64,
             state: self.state as u64,
-            kept: growth(self.kept[0]),
-            input: growth(self.kept[1]),
-            open: growth(self.open[0]),
-            open_recompute: growth(self.open[1]),
+            kept: growth(self.kept[0], 1.0),
+            input: growth(self.kept[1], 0.0),
+            open: growth(self.open[0], 1.0),
+            open_recompute: growth(self.open[1], 2.0),
         };
         let numbers = match settings.boundary {
             Precision::F32 => self.boundary / 4.0,
@@ -194,9 +210,9 @@ impl Costs {
         };
         ModelProfile {
             blocks: vec![block; blocks.into()],
-            ends: EndsProfile { frozen: [self.ends as u64; 4], ..EndsProfile::default() },
-            tokens: 1,
-            hidden: numbers as u64,
+            ends: EndsProfile { frozen: stored(self.numbers[1]), ..EndsProfile::default() },
+            tokens: tokens as u64,
+            hidden: (numbers / tokens).ceil() as u64,
             buffers: Growth::default(),
             loading: 0,
         }
@@ -355,5 +371,34 @@ mod tests {
         let one = costs.memory(3, 1, false);
         assert!((costs.memory(3, 3, false) - one - 2.0 * 3.0 * costs.kept[0]).abs() < 1.0);
         assert_eq!(costs.memory(0, 0, false), 0.0);
+    }
+
+    #[test]
+    fn the_planner_is_told_of_every_storage_and_of_what_grows_with_a_text() {
+        let shape =
+            Shape { blocks: 30, hidden: 576, inner: 1536, heads: 9, kv_heads: 3, gated: true, vocab: 49_152 };
+        let settings = |seq_len, backbone| Settings {
+            seq_len,
+            backbone,
+            batch_size: 4,
+            micro_batches: 4,
+            ..Settings::default()
+        };
+        let costs = |seq_len, backbone| Costs::transformer(&shape, &settings(seq_len, backbone));
+        let profile = costs(128, Backbone::F32).profile(30, &settings(128, Backbone::F32));
+        assert_eq!((profile.tokens, profile.hidden), (128, 576));
+        for (place, backbone) in Backbone::ALL.into_iter().enumerate() {
+            assert_eq!(profile.blocks[0].frozen[place], costs(128, backbone).weights as u64);
+            assert_eq!(profile.ends.frozen[place], costs(128, backbone).ends as u64);
+        }
+        // What is said of one length holds for another.
+        let block = &profile.blocks[0];
+        for tokens in [32, 128, 1024] {
+            let costs = costs(tokens, Backbone::F32);
+            let told = [block.kept, block.input, block.open, block.open_recompute];
+            for (growth, bytes) in told.iter().zip([costs.kept, costs.open].concat()) {
+                assert_eq!(growth.bytes(tokens.into()), bytes as u64, "{tokens}");
+            }
+        }
     }
 }

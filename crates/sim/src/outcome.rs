@@ -8,11 +8,11 @@ use crate::trace::{Life, Trace};
 use crate::violation::Violation;
 use crate::world::{HOST, Pace, PlanMade, World};
 use baton_plan::{
-    self as plan, BlockProfile, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, Growth,
-    HostProfile, LinkProfile, ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction,
-    StagePlan,
+    self as plan, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, HostProfile,
+    LinkProfile, ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction, StagePlan,
 };
 use baton_protocol::PeerId;
+use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::{DeviceView, RunPhase};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -379,31 +379,17 @@ pub fn predict<M: Model>(world: &World<M>, plan: &PlanMade, costs: &Costs) -> Re
         }
     }
     let last = plan.stages.last().map_or(own, |(_, blocks)| blocks.end);
-    let growth = |bytes: f64| Growth { linear: bytes as u64, quadratic: 0 };
-    let block = BlockProfile {
-        work: 1.0,
-        frozen: [costs.weights as u64; 4],
-        adapters: costs.adapters as u64,
-        state: costs.state as u64,
-        kept: growth(costs.kept[0]),
-        input: growth(costs.kept[1]),
-        open: growth(costs.open[0]),
-        open_recompute: growth(costs.open[1]),
-    };
-    let model = ModelProfile {
-        blocks: vec![block; last.into()],
-        ends: EndsProfile::default(),
-        // What crosses counts as one token of f16: the planner multiplies again.
-        tokens: 1,
-        hidden: (costs.boundary / 2.0) as u64,
-        buffers: Growth::default(),
-        loading: 0,
+    // Whether it fits is no question any more.
+    let model = ModelProfile { ends: EndsProfile::default(), ..costs.profile(last, settings) };
+    let boundary = match settings.boundary {
+        Precision::F32 => BoundaryPrecision::F32,
+        Precision::F16 => BoundaryPrecision::F16,
     };
     let partition = Partition {
         micro_batches: plan.micro_batches,
         ahead: plan.ahead,
         storage: plan::Storage::F32,
-        boundary: BoundaryPrecision::F16,
+        boundary,
         host: 0..own,
         host_recompute: plan.recompute.0,
         stages,

@@ -288,6 +288,14 @@ fn room_text(host_mb: u32, devices: &str) -> String {
     format!("{head}memory_mb = {host_mb}\n{devices}")
 }
 
+fn changed(text: &str, changes: &[(&str, String)]) -> Scenario {
+    let text = changes.iter().fold(text.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    });
+    Scenario::parse(&text).unwrap()
+}
+
 #[test]
 fn a_model_that_fits_nobody_is_refused_before_anything_is_fetched() {
     let outcome = room("[[devices]]\nname = \"phone\"\ncount = 2\nmemory_mb = 300\n").run(0).unwrap();
@@ -298,10 +306,21 @@ fn a_model_that_fits_nobody_is_refused_before_anything_is_fetched() {
         "phone 1 would need",
         "and has 300 MB",
         "It would fit with",
+        "or with 4-bit weights",
+        "or with texts of at most 52 tokens",
     ] {
         assert!(reason.contains(words), "{words}: {reason}");
     }
     assert!(outcome.plan.is_none(), "nobody was told to fetch anything");
+    // What is proposed works, and no less does.
+    for (backbone, tokens, fits) in
+        [("f32", 53, false), ("f32", 52, true), ("int8", 128, false), ("nf4", 128, true)]
+    {
+        let phones = "[[devices]]\nname = \"phone\"\ncount = 2\nmemory_mb = 300\n";
+        let set = [("seq_len = 128", format!("seq_len = {tokens}\nbackbone = \"{backbone}\""))];
+        let outcome = changed(&room_text(135, phones), &set).run(0).unwrap();
+        assert_eq!(outcome.end == End::Done, fits, "{backbone} {tokens}: {}", outcome.end);
+    }
 }
 
 #[test]
