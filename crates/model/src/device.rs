@@ -9,25 +9,6 @@ pub fn cpu() -> Device {
     Device::flex()
 }
 
-/// Multiplies a few small matrices, so that the browser compiles the matrix product for every shape and keeps it so.
-///
-/// The `gemm` crate picks one of twelve inner kernels by a table, for what is left of a matrix at its edges. V8 (seen in 156)
-/// takes the one that it saw most for the only one, compiles the product with that one inside, and throws this away when
-/// another comes, several times; then it runs the kernel in code of its first compilation, for minutes: a device in the middle
-/// of a run became slower by two thirds. A call that has seen more than four kernels before it is compiled is left alone.
-pub fn show_kernels(device: &Device) {
-    const INNER: usize = 16;
-    // A tile has up to 12 numbers along one side and 4 along the other; which side is which the backend decides.
-    let (long, short) = ([16, 20, 24], [5, 6, 7, 8]);
-    for (long, short) in long.into_iter().flat_map(|long| short.map(|short| (long, short))) {
-        for [rows, columns] in [[long, short], [short, long]] {
-            let (left, right) = ([rows, INNER], [INNER, columns]);
-            let product = Tensor::<2>::ones(left, device).matmul(Tensor::<2>::ones(right, device));
-            drop(product);
-        }
-    }
-}
-
 /// The default WebGPU adapter, with the limits that it offers (not WebGPU's far lower defaults).
 ///
 /// Initialised once; later calls give the same device.

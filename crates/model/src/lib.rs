@@ -44,7 +44,7 @@ pub use blocks::{Blocks, KvCache, frozen_bytes};
 pub use burn::tensor::{Device, Tensor};
 #[cfg(feature = "webgpu")]
 pub use device::webgpu;
-pub use device::{boundary_to_f32, cpu, f32_to_boundary, show_kernels};
+pub use device::{boundary_to_f32, cpu, f32_to_boundary};
 pub use ends::{Ends, end_bytes};
 pub use error::ModelError;
 pub use head::{ClassifierHead, HeadState};

@@ -45,8 +45,11 @@ struct Options {
     limit: u64,
 }
 
-/// The ways: a name for one, and the cores of the hosts and of their stages.
-const WAYS: [(&str, &[(usize, &[usize])]); 3] = [
+/// The core of a host, and those of its stages.
+type Cores = (usize, &'static [usize]);
+
+/// The ways: a name for one, and who is where.
+const WAYS: [(&str, &[Cores]); 3] = [
     ("the host alone", &[(0, &[])]),
     ("host and stage", &[(0, &[1])]),
     ("two hosts at once, each alone", &[(0, &[]), (1, &[])]),

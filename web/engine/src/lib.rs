@@ -45,9 +45,7 @@ pub fn start() {
 
 #[cfg(not(feature = "webgpu"))]
 async fn device() -> Result<(Device, &'static str), String> {
-    let device = baton_model::cpu();
-    baton_model::show_kernels(&device);
-    Ok((device, "CPU"))
+    Ok((baton_model::cpu(), "CPU"))
 }
 
 #[cfg(feature = "webgpu")]
