@@ -70,7 +70,7 @@ impl Simulate {
                 print!("{}", outcome.table());
             }
             if let Some(file) = self.timeline.as_ref().filter(|_| seed == seeds.first()) {
-                let picture = timeline::svg(&outcome, &scenario.title, self.window.clone());
+                let picture = timeline::svg(&outcome, &scenario.title, self.window.as_ref())?;
                 std::fs::write(file, picture)
                     .with_context(|| format!("{} cannot be written", file.display()))?;
             }

@@ -3,28 +3,43 @@
 use crate::act::JobName;
 use crate::outcome::Outcome;
 use crate::trace::{Doing, Life};
+use crate::world::HOST;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::time::Duration;
 
 /// Pixels.
-const LABELS: f64 = 150.0;
+const LABELS: f64 = 130.0;
 const WIDTH: f64 = 1500.0;
 const ROW: f64 = 40.0;
 const BAR: f64 = 24.0;
 const RECEIVED: f64 = 5.0;
 const TOP: f64 = 92.0;
+/// From the last row of the run to the first one of its part.
+const SECOND: f64 = 92.0;
+/// Of a name's letter, of a number's and of a title's.
+const LETTER: f64 = 8.0;
+const DIGIT: f64 = 6.5;
+const LETTER_OF_TITLE: f64 = 10.0;
+
+/// Letters of a name at most; the rest stands where the pointer rests.
+const LONGEST_NAME: f64 = 36.0;
+
+/// How the number of a micro-batch begins.
+const SLICE: &str = "<text class=\"slice\"";
 
 /// What is narrower than this (in pixels) is not drawn for itself.
 const NARROW: f64 = 0.15;
 
 /// Classes with what they mean and their colours on light and on dark ground.
-const KINDS: [(&str, &str, &str, &str); 8] = [
+const KINDS: [(&str, &str, &str, &str); 10] = [
     ("forward", "forward", "#2f6fde", "#6ea8ff"),
     ("backward", "backward", "#d9730d", "#ffa94d"),
     ("head", "head and loss", "#2b8a3e", "#69db7c"),
     ("update", "norm and update", "#8e44c9", "#cc9bf5"),
     ("load", "load", "#868e96", "#909aa3"),
+    ("measure", "measures itself", "#e6a700", "#ffe066"),
+    ("check", "spot check", "#7a4f2b", "#c69c6d"),
     ("text", "text", "#c2255c", "#f783ac"),
     ("receives", "receives", "#0b7285", "#3bc9db"),
     ("asleep", "asleep or gone", "#ced4da", "#343a40"),
@@ -36,23 +51,59 @@ fn class(doing: Doing) -> &'static str {
         Doing::Job(JobName::Backward, _) => "backward",
         Doing::Job(JobName::Head, _) => "head",
         Doing::Job(JobName::Norm | JobName::Apply, _) => "update",
-        Doing::Job(JobName::Load | JobName::Measure, _) => "load",
-        Doing::Job(JobName::Infer | JobName::Check, _) => "text",
+        Doing::Job(JobName::Load, _) => "load",
+        Doing::Job(JobName::Measure, _) => "measure",
+        Doing::Job(JobName::Check, _) => "check",
+        Doing::Job(JobName::Infer, _) => "text",
         Doing::Receives(_) => "receives",
         Doing::Asleep | Doing::Gone => "asleep",
     }
 }
 
-/// Draws a run, or the part of it within a time. The same run gives the same bytes.
-pub fn svg(outcome: &Outcome, title: &str, window: Option<Range<Duration>>) -> String {
-    let lives = outcome.trace.lives.values();
-    let ends = lives.clone().flat_map(|life| life.spans.iter().map(|span| span.time.end));
+/// A window that begins when the run is over.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("the window begins at {:.3} s, and the run ended at {:.3} s: show an earlier one", from.as_secs_f64(), end.as_secs_f64())]
+pub struct PastTheEnd {
+    /// When the window begins.
+    pub from: Duration,
+    /// When the last device did something.
+    pub end: Duration,
+}
+
+/// Draws a run, or the part of it within a time. The same run gives the same bytes. Where the whole run leaves no room for
+/// the numbers of micro-batches, one of its steps is drawn below it once more.
+///
+/// # Errors
+///
+/// When the window begins after the run's end.
+pub fn svg(outcome: &Outcome, title: &str, window: Option<&Range<Duration>>) -> Result<String, PastTheEnd> {
+    let lives = &outcome.trace.lives;
+    let ends = lives.values().flat_map(|life| life.spans.iter().map(|span| span.time.end));
     let end = ends.max().unwrap_or_default().max(outcome.time.end);
-    let window = window.unwrap_or(Duration::ZERO..end);
-    let picture = Picture { start: window.start.as_secs_f64(), end: window.end.as_secs_f64() };
-    let rows = outcome.trace.lives.len();
-    let bottom = TOP + rows as f64 * ROW;
-    let (width, height) = (LABELS + WIDTH + 40.0, bottom + 40.0);
+    if let Some(window) = window.filter(|window| window.start >= end) {
+        return Err(PastTheEnd { from: window.start, end });
+    }
+    let names = Names::of(lives.values());
+    let shown = window.cloned().unwrap_or(Duration::ZERO..end);
+    let whole = Picture { shown, end, left: names.width, top: TOP };
+    let mut body = String::new();
+    let mut numbered = whole.draw(&mut body, outcome, &names);
+    let mut bottom = whole.bottom(lives.len());
+    if window.is_none()
+        && !numbered
+        && let Some((number, shown)) = clear_step(outcome)
+    {
+        let part = Picture { shown, top: bottom + SECOND, ..whole };
+        let mut detail = String::new();
+        if part.draw(&mut detail, outcome, &names) {
+            numbered = true;
+            let y = bottom + SECOND - 40.0;
+            let _ = writeln!(body, "<text class=\"name\" x=\"12\" y=\"{y}\">Step {number}, larger</text>");
+            body += &detail;
+            bottom = part.bottom(lives.len());
+        }
+    }
+    let (width, height) = (names.width + WIDTH + 40.0, bottom + 40.0);
     let mut out = String::new();
     let _ = write!(
         out,
@@ -63,48 +114,129 @@ pub fn svg(outcome: &Outcome, title: &str, window: Option<Range<Duration>>) -> S
         style(),
     );
     let _ = writeln!(out, "<rect class=\"ground\" width=\"{width}\" height=\"{height}\"/>");
-    let _ = writeln!(out, "<text class=\"title\" x=\"12\" y=\"26\">{}</text>", escaped(title));
-    legend(&mut out);
-    picture.axis(&mut out, bottom);
-    for (row, life) in outcome.trace.lives.values().enumerate() {
-        picture.row(&mut out, life, TOP + row as f64 * ROW);
-    }
-    picture.steps(&mut out, outcome, bottom);
+    let heading = escaped(&shortened(title, (width - 24.0) / LETTER_OF_TITLE));
+    let _ = writeln!(out, "<text class=\"title\" x=\"12\" y=\"26\">{heading}</text>");
+    legend(&mut out, numbered);
+    out += &body;
     out += "</svg>\n";
-    out
+    Ok(out)
+}
+
+/// The last step that nothing disturbed, by its number from 1, and when it was made.
+fn clear_step(outcome: &Outcome) -> Option<(usize, Range<Duration>)> {
+    let (number, step) = (1..).zip(&outcome.steps).filter(|(_, step)| step.bound.is_some()).last()?;
+    Some((number, step.at.saturating_sub(step.took)..step.at))
+}
+
+/// What devices are called beside their rows, and how wide that is.
+struct Names {
+    width: f64,
+    letters: f64,
+}
+
+impl Names {
+    fn of<'a>(lives: impl Iterator<Item = &'a Life>) -> Self {
+        let longest = lives.map(|life| breadth(&life.name)).fold(0.0, f64::max).min(LONGEST_NAME);
+        Self { width: (24.0 + longest * LETTER).max(LABELS), letters: longest }
+    }
+}
+
+/// About how many Latin letters wide a text is.
+fn breadth(text: &str) -> f64 {
+    text.chars().map(|c| if u32::from(c) < 0x1100 { 1.0 } else { 2.0 }).sum()
+}
+
+/// A text of no more than so many letters: what is too long loses its middle, for ends often differ by a number.
+fn shortened(text: &str, letters: f64) -> String {
+    if breadth(text) <= letters {
+        return text.into();
+    }
+    let half = (letters - 1.0) / 2.0;
+    let take = |chars: &mut dyn Iterator<Item = char>| {
+        let (mut taken, mut wide) = (Vec::new(), 0.0);
+        for c in chars {
+            wide += if u32::from(c) < 0x1100 { 1.0 } else { 2.0 };
+            if wide > half {
+                break;
+            }
+            taken.push(c);
+        }
+        taken
+    };
+    let (head, tail) = (take(&mut text.chars()), take(&mut text.chars().rev()));
+    head.into_iter().chain(['…']).chain(tail.into_iter().rev()).collect()
 }
 
 struct Picture {
-    start: f64,
-    end: f64,
+    shown: Range<Duration>,
+    /// Of the run.
+    end: Duration,
+    /// Where time begins, in pixels.
+    left: f64,
+    /// Where the first row is.
+    top: f64,
 }
 
 impl Picture {
-    fn x(&self, time: Duration) -> f64 {
-        let share = (time.as_secs_f64() - self.start) / (self.end - self.start).max(1e-9);
-        LABELS + WIDTH * share.clamp(0.0, 1.0)
+    fn bottom(&self, rows: usize) -> f64 {
+        self.top + rows as f64 * ROW
     }
 
-    fn row(&self, out: &mut String, life: &Life, y: f64) {
+    /// Draws everything; whether most passes have the numbers of their micro-batches.
+    fn draw(&self, out: &mut String, outcome: &Outcome, names: &Names) -> bool {
+        let bottom = self.bottom(outcome.trace.lives.len());
+        let begun = out.len();
+        self.axis(out, bottom);
+        for (row, (who, life)) in outcome.trace.lives.iter().enumerate() {
+            self.row(out, *who == HOST, life, self.top + row as f64 * ROW, names);
+        }
+        self.steps(out, outcome, bottom);
+        if self.end < self.shown.end {
+            let x = self.x(self.end);
+            let _ = writeln!(
+                out,
+                "<text class=\"small\" x=\"{:.2}\" y=\"{}\">the run ended at {:.2} s</text>",
+                x + 6.0,
+                self.top + 15.0,
+                self.end.as_secs_f64()
+            );
+        }
+        let drawn = |what: &str| out[begun..].matches(what).count();
+        2 * drawn(SLICE) > drawn("<rect class=\"forward\"") + drawn("<rect class=\"backward\"")
+    }
+
+    fn x(&self, time: Duration) -> f64 {
+        let Range { start, end } = self.shown;
+        let share = (time.as_secs_f64() - start.as_secs_f64()) / (end - start).as_secs_f64().max(1e-9);
+        self.left + WIDTH * share.clamp(0.0, 1.0)
+    }
+
+    fn row(&self, out: &mut String, is_host: bool, life: &Life, y: f64, names: &Names) {
         let Range { start, end } = life.blocks;
-        let blocks = if start < end { format!("blocks {start}–{}", end - 1) } else { String::new() };
+        let blocks = match (is_host, start < end) {
+            (true, true) => format!("ends, blocks {start}–{}", end - 1),
+            (true, false) => "ends".into(),
+            (false, true) => format!("blocks {start}–{}", end - 1),
+            (false, false) => String::new(),
+        };
         let _ = writeln!(
             out,
-            "<g><text class=\"name\" x=\"12\" y=\"{}\">{}</text><text class=\"small\" x=\"12\" y=\"{}\">{blocks}</text>",
+            "<g><title>{}</title><text class=\"name\" x=\"12\" y=\"{}\">{}</text>\
+             <text class=\"small\" x=\"12\" y=\"{}\">{blocks}</text>",
+            escaped(&life.name),
             y + 13.0,
-            escaped(&life.name.chars().take(20).collect::<String>()),
+            escaped(&shortened(&life.name, names.letters)),
             y + 27.0,
         );
-        let gone = life.gone.map(|at| (at, Duration::from_secs_f64(self.end.max(0.0))));
-        let here = self.x(life.joined)..self.x(life.gone.unwrap_or(Duration::MAX / 2));
+        let here = self.x(life.joined)..self.x(life.gone.unwrap_or(self.end).min(self.end));
         let _ = writeln!(
             out,
             "<rect class=\"idle\" x=\"{:.2}\" y=\"{y}\" width=\"{:.2}\" height=\"{BAR}\"/>",
             here.start,
             (here.end - here.start).max(0.0)
         );
-        if let Some((from, to)) = gone {
-            self.bar(out, Doing::Gone, from..to, y, BAR);
+        if let Some(gone) = life.gone {
+            self.bar(out, Doing::Gone, gone..self.end.max(gone), y, BAR);
         }
         // Sleep lies over the work that it interrupts; of what is received, stretches that touch are one.
         let of = |wanted: fn(Doing) -> bool| {
@@ -146,38 +278,39 @@ impl Picture {
             "<rect class=\"{}\" x=\"{x:.2}\" y=\"{y}\" width=\"{width:.2}\" height=\"{height}\"/>",
             class(doing)
         );
-        if let Doing::Job(JobName::Forward | JobName::Backward, Some(micro_batch)) = doing
-            && width >= 12.0
-        {
-            let _ = write!(
-                out,
-                "<text class=\"slice\" x=\"{:.2}\" y=\"{}\">{micro_batch}</text>",
-                x + width / 2.0,
-                y + 16.5
-            );
+        if let Doing::Job(JobName::Forward | JobName::Backward, Some(micro_batch)) = doing {
+            let number = micro_batch.to_string();
+            if width >= DIGIT * (number.len() as f64 + 0.5) {
+                let (x, y) = (x + width / 2.0, y + 16.5);
+                let _ = write!(out, "{SLICE} x=\"{x:.2}\" y=\"{y}\">{number}</text>");
+            }
         }
         *out += "\n";
     }
 
     /// Seconds, at a round distance.
     fn axis(&self, out: &mut String, bottom: f64) {
-        let span = (self.end - self.start).max(1e-3);
+        let (start, end) = (self.shown.start.as_secs_f64(), self.shown.end.as_secs_f64());
+        let span = (end - start).max(1e-9);
         let power = 10_f64.powf((span / 12.0).log10().floor());
         let tick =
             [1.0, 2.0, 5.0, 10.0].map(|times| times * power).into_iter().find(|tick| span / tick <= 15.0);
         let tick = tick.unwrap_or(span);
-        let digits = if tick < 0.1 { 2 } else { usize::from(tick < 1.0) };
-        let mut at = (self.start / tick).ceil() * tick;
-        while at <= self.end {
-            let x = LABELS + WIDTH * (at - self.start) / span;
+        let digits = (-tick.log10().floor()).clamp(0.0, 9.0) as usize;
+        // Counted, not added up: a window may be so short and so late that a tick adds nothing to its beginning.
+        for number in 0..=15 {
+            let at = ((start / tick).ceil() + f64::from(number)) * tick;
+            if at > end {
+                break;
+            }
+            let x = self.left + WIDTH * (at - start) / span;
             let _ = writeln!(
                 out,
                 "<line class=\"tick\" x1=\"{x:.2}\" x2=\"{x:.2}\" y1=\"{}\" y2=\"{bottom}\"/>\
                  <text class=\"small middle\" x=\"{x:.2}\" y=\"{}\">{at:.digits$} s</text>",
-                TOP - 6.0,
+                self.top - 6.0,
                 bottom + 20.0,
             );
-            at += tick;
         }
     }
 
@@ -186,20 +319,20 @@ impl Picture {
         let mut labelled = 0.0;
         for (number, step) in outcome.steps.iter().enumerate() {
             let x = self.x(step.at);
-            if x <= LABELS || x >= LABELS + WIDTH && step.at.as_secs_f64() > self.end {
+            if step.at < self.shown.start || step.at > self.shown.end {
                 continue;
             }
             let _ = write!(
                 out,
                 "<line class=\"step\" x1=\"{x:.2}\" x2=\"{x:.2}\" y1=\"{}\" y2=\"{bottom}\"/>",
-                TOP - 10.0
+                self.top - 10.0
             );
             if x - labelled > 52.0 {
                 labelled = x;
                 let _ = write!(
                     out,
                     "<text class=\"small middle\" x=\"{x:.2}\" y=\"{}\">step {}</text>",
-                    TOP - 14.0,
+                    self.top - 14.0,
                     number + 1
                 );
             }
@@ -208,7 +341,7 @@ impl Picture {
     }
 }
 
-fn legend(out: &mut String) {
+fn legend(out: &mut String, has_numbers: bool) {
     let mut x = 12.0;
     for (class, words, ..) in KINDS {
         let _ = writeln!(
@@ -223,9 +356,10 @@ fn legend(out: &mut String) {
         out,
         "<rect class=\"idle\" x=\"{x}\" y=\"42\" width=\"14\" height=\"14\"/>\
          <text class=\"small\" x=\"{}\" y=\"53\">idle</text>\
-         <text class=\"small\" x=\"{}\" y=\"53\">Numbers are micro-batches.</text>",
+         <text class=\"small\" x=\"{}\" y=\"53\">{}</text>",
         x + 20.0,
-        x + 70.0
+        x + 60.0,
+        if has_numbers { "Numbers are micro-batches." } else { "A shorter window shows micro-batches." }
     );
 }
 

@@ -205,6 +205,8 @@ struct Body {
     /// What its engine works on, and since when.
     doing: Option<(Doing, Duration)>,
     blocks: Range<u16>,
+    /// Blocks of another device that it computes again, of a micro-batch.
+    checks: u16,
     recompute: bool,
     /// Blocks on its disk.
     cached: BTreeSet<u16>,

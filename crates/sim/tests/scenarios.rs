@@ -105,7 +105,7 @@ fn faults_at_every_point_leave_the_numbers_alone() {
 #[test]
 fn a_seed_repeats_a_run_to_the_last_byte_of_its_picture() {
     let scenario = scenario("faults");
-    let picture = |seed| timeline::svg(&scenario.run(seed).unwrap(), "faults", None);
+    let picture = |seed| timeline::svg(&scenario.run(seed).unwrap(), "faults", None).unwrap();
     let first = picture(7);
     assert_eq!(first, picture(7));
     assert_ne!(first, picture(8));
@@ -119,7 +119,7 @@ fn a_seed_repeats_a_run_to_the_last_byte_of_its_picture() {
 fn names_from_a_scenario_are_text_in_the_picture() {
     let text = "title = \"<script>&\"\n[model]\nkind = \"toy\"\nblocks = 2\nmflop = 5\n[settings]\nsteps = 5\n[[devices]]\nname = \"<b>\"\n";
     let scenario = Scenario::parse(text).unwrap();
-    let picture = timeline::svg(&scenario.run(0).unwrap(), &scenario.title, None);
+    let picture = timeline::svg(&scenario.run(0).unwrap(), &scenario.title, None).unwrap();
     assert!(picture.contains("&lt;script&gt;&amp;") && picture.contains("&lt;b&gt;"));
     assert!(!picture.contains("<script") && !picture.contains("<b>"));
 }
@@ -590,4 +590,68 @@ fn who_has_nothing_to_do_or_is_lost_is_told_of_with_the_reason() {
         assert!(told(words), "{words}: {:?}", outcome.reasons);
     }
     assert!(outcome.table().contains("tiny had no blocks in the end"));
+}
+
+#[test]
+fn numbers_of_micro_batches_are_in_every_picture_that_speaks_of_them() {
+    for (name, numbered, larger) in
+        [("even", true, false), ("mixed", true, true), ("faults", true, true), ("crowd", false, false)]
+    {
+        let scenario = scenario(name);
+        let picture = timeline::svg(&scenario.run(0).unwrap(), name, None).unwrap();
+        assert_eq!(picture.contains("Numbers are micro-batches."), numbered, "{name}");
+        assert_eq!(picture.contains(", larger</text>"), larger, "{name}");
+        let count = |what: &str| picture.matches(what).count();
+        let numbers = count("<text class=\"slice\"");
+        // A step of a few passes for each micro-batch; where there is room for all of them, six steps of them.
+        assert!(!numbered || numbers > 2 * 4 * 4, "{name}: {numbers}");
+    }
+}
+
+#[test]
+fn long_names_stay_apart_and_beside_the_chart_and_long_titles_within_it() {
+    let name = "the old telephone that lies in the kitchen";
+    let more = format!("[[devices]]\nname = \"{name}\"\ncount = 2\ngflops = 20\n");
+    let title = "word ".repeat(100);
+    let picture = timeline::svg(&even_and(&more).run(0).unwrap(), &title, None).unwrap();
+    let shown: Vec<&str> = picture
+        .split("<text class=\"name\" x=\"12\"")
+        .skip(1)
+        .filter_map(|text| text.split_once('>')?.1.split_once('<'))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(shown.contains(&"the old telephone… in the kitchen 1"), "{shown:?}");
+    assert!(shown.contains(&"the old telephone… in the kitchen 2"), "{shown:?}");
+    // In full where the pointer rests.
+    assert!(picture.contains(&format!("<title>{name} 2</title>")));
+    let x = |text: &str| -> f64 { text.split('"').next().unwrap().parse().unwrap() };
+    let bars = picture.split("<rect class=\"idle\" x=\"").skip(2).map(x).fold(f64::INFINITY, f64::min);
+    assert!(bars >= 12.0 + 36.0 * 7.0, "{bars}");
+    let heading = picture.split("<text class=\"title\"").nth(1).unwrap().split('<').next().unwrap();
+    assert!(heading.contains('…') && heading.len() < 250, "{heading}");
+}
+
+#[test]
+fn a_window_has_ticks_that_differ_and_is_not_past_the_end() {
+    let outcome = scenario("even").run(0).unwrap();
+    let millis = Duration::from_millis;
+    let picture = timeline::svg(&outcome, "", Some(&(millis(12_000)..millis(12_005)))).unwrap();
+    for tick in [">12.0000 s<", ">12.0005 s<", ">12.0045 s<"] {
+        assert_eq!(picture.matches(tick).count(), 1, "{tick}");
+    }
+    let end = outcome.time.end;
+    let over = timeline::svg(&outcome, "", Some(&(end - millis(1000)..end + millis(9000)))).unwrap();
+    assert!(over.contains("the run ended at "));
+    let late = timeline::svg(&outcome, "", Some(&(end + millis(60_000)..end + millis(61_000)))).unwrap_err();
+    assert!(late.to_string().contains("show an earlier one"), "{late}");
+}
+
+#[test]
+fn measuring_and_spot_checks_have_colours_of_their_own() {
+    let picture = timeline::svg(&scenario("even").run(0).unwrap(), "", None).unwrap();
+    let count = |class: &str| picture.matches(&format!("<rect class=\"{class}\"")).count();
+    // One in the legend, and others in rows: five devices measured themselves, and four loaded.
+    assert_eq!((count("measure"), count("load")), (6, 5));
+    // One stage's micro-batch was computed again by the host, and nobody asked for a text.
+    assert_eq!((count("check"), count("text")), (2, 1));
 }

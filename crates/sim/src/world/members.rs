@@ -195,6 +195,9 @@ impl<M: Model> World<M> {
             return self.begin(HOST, JobName::Measure, None);
         }
         let (name, slice) = (JobName::from(&job), micro_batch_of_host(&job));
+        if let coordinator::Job::Check { blocks, .. } = &job {
+            self.host_body.checks = blocks.len() as u16;
+        }
         if let coordinator::Job::Load { blocks, micro_batches, recompute, .. } = &job {
             self.host_body.load(blocks, *recompute);
             if let Pace::Modelled(costs) = &mut self.room.pace {
@@ -421,6 +424,7 @@ impl<M: Model> World<M> {
             body.cached.extend(body.blocks.clone());
             seconds(f64::from(blocks) * costs.file / body.spec.disk)
         } else {
+            let blocks = if name == JobName::Check { body.checks } else { blocks };
             let flop = costs.work(name, blocks, who == HOST, recompute);
             body.heat.work(&body.spec, flop, now) * body.slow
         };
