@@ -14,7 +14,7 @@ const MEASURES: u32 = 5;
 /// Play a room in virtual time.
 #[derive(Args)]
 pub(crate) struct Simulate {
-    /// The scenario, a TOML file; examples are in crates/sim/scenarios.
+    /// The scenario, a TOML file: docs/simulator.md says what may stand in it, examples are in crates/sim/scenarios.
     #[arg(required_unless_present = "campaign")]
     scenario: Option<PathBuf>,
     /// Write what every device did, and when, as an SVG picture.
