@@ -63,6 +63,8 @@ pub enum End {
     Deserted(String),
     /// The person ended it.
     Stopped,
+    /// It was still at work when the time was over that it was given.
+    OutOfTime(Duration),
     /// It broke a promise.
     Broken(Violation),
 }
@@ -71,6 +73,7 @@ impl End {
     fn of<M: Model>(world: &World<M>, came_to_rest: Result<(), Violation>) -> Self {
         let phase = world.coordinator.phase();
         match (came_to_rest, phase) {
+            (Err(Violation::Stuck { .. }), _) if world.is_at_work() => Self::OutOfTime(world.patience),
             (Err(violation), _) => Self::Broken(violation),
             (Ok(()), RunPhase::Failed(reason)) if world.plans.is_empty() => Self::Refused(reason),
             (Ok(()), RunPhase::Failed(reason)) => Self::Failed(reason),
@@ -91,6 +94,13 @@ impl fmt::Display for End {
             Self::Failed(reason) => write!(f, "the run failed: {reason}"),
             Self::Deserted(reason) => write!(f, "the run waited for another device, and none came: {reason}"),
             Self::Stopped => write!(f, "the person ended the run"),
+            Self::OutOfTime(time) => {
+                let seconds = time.as_secs();
+                write!(
+                    f,
+                    "the run was still at work after {seconds} s: give it more `patience`, or less to do"
+                )
+            }
             Self::Broken(violation) => write!(f, "BROKEN: {violation}"),
         }
     }

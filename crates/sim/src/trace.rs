@@ -47,9 +47,11 @@ pub struct Life {
 
 impl Life {
     fn total<'a>(&'a self, within: &'a Range<Duration>, of: impl Fn(Doing) -> bool + 'a) -> Duration {
+        // What was on its way to a device that is gone reached nobody.
+        let end = self.gone.unwrap_or(within.end).min(within.end);
         let mut spans: Vec<Range<Duration>> = (self.spans.iter())
             .filter(|span| of(span.doing))
-            .map(|span| span.time.start.max(within.start)..span.time.end.min(within.end))
+            .map(|span| span.time.start.max(within.start)..span.time.end.min(end))
             .filter(|time| time.start < time.end)
             .collect();
         spans.sort_by_key(|time| time.start);
@@ -120,6 +122,8 @@ mod tests {
         let life = Life { spans, joined: at(1), gone: Some(at(11)), ..Life::default() };
         let within = at(2)..at(10);
         assert_eq!((life.busy(&within), life.receiving(&within)), (at(4), at(3)));
+        let gone = Life { gone: Some(at(7)), ..life.clone() };
+        assert_eq!((gone.busy(&within), gone.receiving(&within)), (at(3), at(1)));
         assert_eq!(life.present(&within), at(8));
         assert_eq!(life.present(&(at(0)..at(20))), at(10));
     }

@@ -824,6 +824,13 @@ impl<M: Model> World<M> {
         self.acts == 0 && self.now >= thaws + GIVES_UP
     }
 
+    /// Whether somebody works, or sleeps and will go on.
+    pub fn is_at_work(&self) -> bool {
+        let works = |body: &Body| matches!(body.doing, Some((Doing::Job(..), _)));
+        let sleeps = self.frozen.values().any(|frozen| frozen.end > self.now);
+        sleeps || works(&self.host_body) || self.nodes.values().any(|node| works(&node.body) && !node.stalls)
+    }
+
     /// Faults that were planned for a device's job that did not come.
     pub fn missed(&self) -> &[(Moment, Act)] {
         &self.moments

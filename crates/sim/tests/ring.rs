@@ -325,7 +325,7 @@ fn a_device_that_is_sent_away_is_told_why() {
     world.settle().unwrap();
     world.assert_equals_reference();
     assert_eq!(world.endings[&peer(0)], "The host removed this device from the room.");
-    assert_eq!(world.endings[&peer(1)], "This device could not go on: the toy broke");
+    assert_eq!(world.endings[&peer(1)], "This device could not go on: its engine failed");
 }
 
 #[test]
@@ -468,7 +468,7 @@ fn what_was_done_survives_a_failure_of_the_host() {
             .unwrap();
         let done = world.committed.len();
         if let RunPhase::Failed(reason) = world.coordinator.phase() {
-            assert!(reason.contains("the toy broke"));
+            assert!(reason.contains("its engine failed"));
         }
         if done > 0 {
             assert!(world.coordinator.states().eq(&world.model.reference.states[done]));

@@ -532,6 +532,17 @@ fn a_host_that_is_too_small_to_go_on_alone_waits_and_the_run_ends_in_words() {
 }
 
 #[test]
+fn a_run_that_needs_longer_than_it_is_given_broke_no_promise() {
+    let slow = even_and("").run(0).unwrap();
+    let text =
+        std::fs::read_to_string(format!("{}/scenarios/even.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let hasty = Scenario::parse(&format!("patience = 20\n{text}")).unwrap().run(0).unwrap();
+    assert_eq!((&slow.end, &hasty.end), (&End::Done, &End::OutOfTime(Duration::from_secs(20))));
+    assert_eq!(hasty.steps, slow.steps[..2]);
+    assert!(hasty.table().contains("still at work after 20 s"), "{}", hasty.table());
+}
+
+#[test]
 fn no_step_is_shorter_than_its_bound_whatever_happens() {
     let mut measured = 0;
     for (seed, name) in (0..50).flat_map(|seed| [(seed, "mixed"), (seed, "even")]) {

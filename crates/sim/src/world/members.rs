@@ -190,7 +190,8 @@ impl<M: Model> World<M> {
     fn host_job(&mut self, job: coordinator::Job) {
         if let coordinator::Job::Measure(measure) = &job {
             let device = self.profile(HOST, measure);
-            let done = device.and_then(|device| self.host_profile(device)).ok_or_else(unmeasured);
+            let done = device.and_then(|device| self.host_profile(device));
+            let done = done.ok_or_else(|| unmeasured("the host"));
             self.host_job = Some((JobName::Measure, done.map(Box::new).map(coordinator::Done::Measure)));
             return self.begin(HOST, JobName::Measure, None);
         }
@@ -280,7 +281,7 @@ impl<M: Model> World<M> {
 
     fn stage_job(&mut self, who: PeerId, job: stage::Job) {
         if let stage::Job::Measure(measure) = &job {
-            let done = self.profile(who, measure).ok_or_else(unmeasured);
+            let done = self.profile(who, measure).ok_or_else(|| unmeasured("it"));
             let done = done.map(Box::new).map(stage::Done::Measure);
             if let Some(node) = self.nodes.get_mut(&who) {
                 node.job = Some((JobName::Measure, done));
@@ -451,7 +452,7 @@ impl<M: Model> World<M> {
             trace.add(who, doing, since..now);
         }
 
-        let broke = || JobError::Failed { reason: "the toy broke".into(), failure: Failure::Engine };
+        let broke = || JobError::Failed { reason: "its engine failed".into(), failure: Failure::Engine };
         let failure = |error: &JobError| match error {
             JobError::Failed { failure, .. } => *failure,
             JobError::Nonsense(_) => Failure::Engine,
@@ -597,6 +598,6 @@ fn lie(tensor: Boundary) -> Boundary {
     lie.map_or(tensor, |lie| lie)
 }
 
-fn unmeasured() -> JobError {
-    JobError::Failed { reason: "it is too slow to measure itself".into(), failure: Failure::Engine }
+fn unmeasured(who: &str) -> JobError {
+    JobError::Failed { reason: format!("{who} is too slow to measure itself"), failure: Failure::Engine }
 }
