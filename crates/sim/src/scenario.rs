@@ -137,8 +137,8 @@ type Blocks = Count<1024>;
 type Width = Count<1_048_576>;
 /// Tokens.
 type Vocabulary = Count<16_777_216>;
-/// Seconds for which something lasts: some thirty years.
-type Lasting = Count<1_000_000_000>;
+/// Seconds for which something lasts: about a day.
+type Lasting = Count<100_000>;
 /// How many times as slow something is.
 type Factor = Count<1_000_000>;
 
