@@ -342,6 +342,8 @@ pub(super) struct Pace {
     pub(super) committed: Duration,
     /// Nothing but steps happened since.
     pub(super) steady: bool,
+    /// Plans that were put in force since for what was found of their links.
+    pub(super) plans: u8,
     /// How many in a row took much longer than expected.
     pub(super) late: u8,
     /// When links are timed again for that at the earliest.

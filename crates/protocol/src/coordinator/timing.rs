@@ -21,6 +21,8 @@ const SLACK: f64 = 0.1;
 const IN_A_ROW: u8 = 3;
 /// A plan that takes less than this share of the time is not waited for until the next step is over.
 const FAR_BETTER: f64 = 0.6;
+/// So many plans in a row are put in force without a step between them.
+const MOST_PLANS: u8 = 3;
 /// Not sooner than this after a run began, or after all links were timed; each time twice as long.
 const SOONEST: Duration = Duration::from_secs(30);
 /// No answer takes longer, in seconds.
@@ -56,7 +58,7 @@ impl Coordinator {
         let now = self.now;
         let Some(run) = &mut self.run else { return };
         let took = now.saturating_sub(run.pace.committed).as_secs_f64();
-        run.pace.committed = now;
+        (run.pace.committed, run.pace.plans) = (now, 0);
         let expected = run.pace.expected.filter(|_| run.pace.steady);
         run.pace.steady = true;
         let is_late = expected.is_some_and(|expected| took > LATE * expected + SLACK);
@@ -136,9 +138,15 @@ impl Coordinator {
         (run.timing, run.answer, run.pace.steady) = (Timing::Known, None, false);
         run.stir(now);
         // No step is under way: what is far better is put in force before the next one begins, and not beside it.
-        let far_better = self.design().ok().filter(|wanted| self.beats_the_plan(wanted, FAR_BETTER));
-        match far_better {
-            Some(wanted) => self.put(wanted),
+        // A plan over links that nobody knows looks good: after some of them the room goes on with what it has.
+        let far_better = (run.pace.plans < MOST_PLANS).then(|| self.design().ok()).flatten();
+        match far_better.filter(|wanted| self.beats_the_plan(wanted, FAR_BETTER)) {
+            Some(wanted) => {
+                if let Some(run) = &mut self.run {
+                    run.pace.plans += 1;
+                }
+                self.put(wanted);
+            }
             None => self.reconsider(),
         }
     }
