@@ -322,6 +322,9 @@ impl Visit {
             // over; until then what is loaded is kept.
             SignalEvent::PeerLeft(peer) if self.host() == Some(peer) => {
                 self.with(|held| held.host_away = true);
+                if let Some(mesh) = self.mesh() {
+                    mesh.doubt(peer);
+                }
             }
             SignalEvent::PeerLeft(peer) => {
                 if let Some(mesh) = self.mesh() {

@@ -14,6 +14,9 @@ pub const PULSE: Duration = Duration::from_millis(250);
 /// How long it may be silent before the others go on without it: six pulses.
 pub const SUSPECT: Duration = Duration::from_millis(1500);
 
+/// How long a device may be silent of which the server says that it is gone: two pulses, and what they are late.
+pub const DOUBT: Duration = Duration::from_millis(600);
+
 /// A timer that is later than this was not late: this side slept. The timers of a hidden page run once a second.
 const SLEPT: Duration = Duration::from_millis(1200);
 
@@ -62,7 +65,7 @@ pub enum Presence {
     Hidden,
     /// Heard, and its battery is nearly empty: its owner needs what is left.
     Drained,
-    /// Not heard for [`SUSPECT`].
+    /// Not heard for [`SUSPECT`], or for [`DOUBT`] if the server says that it is gone.
     Silent,
 }
 
@@ -106,6 +109,14 @@ struct Watch {
     presence: Presence,
     drained: bool,
     last: Pulse,
+    /// Since when the server says that it is gone.
+    doubted: Option<Duration>,
+}
+
+impl Watch {
+    fn patience(&self) -> Duration {
+        if self.doubted.is_some() { DOUBT } else { SUSPECT }
+    }
 }
 
 impl Monitor {
@@ -117,10 +128,18 @@ impl Monitor {
     /// A pulse channel to a device is open.
     pub fn watch(&mut self, peer: PeerId, now: Duration) {
         let last = Pulse::default();
-        let watch = Watch { heard: now, presence: Presence::Present, drained: false, last };
-        self.peers.entry(peer).or_insert(watch).heard = now;
+        let watch = Watch { heard: now, presence: Presence::Present, drained: false, last, doubted: None };
+        let watch = self.peers.entry(peer).or_insert(watch);
+        (watch.heard, watch.doubted) = (now, None);
         // It is told at once, so that a page that was hidden when it joined is known to be.
         self.outputs.push_back(Output::Pulse);
+    }
+
+    /// The server says that a device is gone. Its page may be closed, or only its connection to the server: its pulses tell.
+    pub fn doubt(&mut self, peer: PeerId, now: Duration) {
+        if let Some(watch) = self.peers.get_mut(&peer) {
+            watch.doubted.get_or_insert(now);
+        }
     }
 
     /// A device is gone for good; others say so.
@@ -134,6 +153,8 @@ impl Monitor {
             return;
         };
         (watch.heard, watch.last) = (now, pulse);
+        // One that was on its way when the server spoke says nothing against it.
+        watch.doubted.take_if(|since| now >= *since + PULSE);
         let least = if watch.drained { ENOUGH } else { EMPTY };
         watch.drained = !pulse.charging && pulse.battery.is_some_and(|percent| percent <= least);
         let presence = match pulse.hidden {
@@ -156,7 +177,7 @@ impl Monitor {
         let late = Some(now.saturating_sub(self.due)).filter(|late| *late > SLEPT).unwrap_or_default();
         for (&peer, watch) in &mut self.peers {
             watch.heard = (watch.heard + late).min(now);
-            if now >= watch.heard + SUSPECT && watch.presence != Presence::Silent {
+            if now >= watch.heard + watch.patience() && watch.presence != Presence::Silent {
                 watch.presence = Presence::Silent;
                 self.outputs.push_back(Output::Presence { peer, presence: Presence::Silent });
             }
@@ -219,6 +240,28 @@ mod tests {
         }
         for bytes in [&[][..], &[FORM, 0], &[FORM, 4, 0], &[FORM, 0, 101], &[0, 0, 0], &[FORM, 0, 0, 0]] {
             assert_eq!(Pulse::from_bytes(bytes), None);
+        }
+    }
+
+    #[test]
+    fn who_the_server_says_is_gone_is_silent_after_two_pulses_and_who_goes_on_is_not() {
+        for goes_on in [false, true] {
+            let mut monitor = Monitor::new(at(0));
+            monitor.watch(PEER, at(0));
+            for now in (0..5000).step_by(50).map(at) {
+                monitor.handle_timeout(now);
+                // A pulse was on its way when the server spoke.
+                if now.as_millis() % 250 == 0 && (goes_on || now <= at(1000)) {
+                    monitor.receive(PEER, &Pulse::default().to_bytes(), now);
+                }
+                if now == at(950) {
+                    monitor.doubt(PEER, now);
+                }
+                if !goes_on && now == at(1750) {
+                    assert_eq!(presences(&mut monitor), [Presence::Silent]);
+                }
+            }
+            assert_eq!(presences(&mut monitor), []);
         }
     }
 

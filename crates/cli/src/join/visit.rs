@@ -260,8 +260,10 @@ impl Visit<'_> {
             SignalEvent::PeerLeft(peer) => {
                 // The host's page may be closed, loaded again, or only out of the server's sight. The server says when the
                 // room is over; until then what is loaded is kept.
-                if let Some(mesh) = self.mesh.as_mut().filter(|mesh| mesh.host() != peer) {
-                    mesh.left(peer).await;
+                match &mut self.mesh {
+                    Some(mesh) if mesh.host() == peer => mesh.doubt(peer),
+                    Some(mesh) => mesh.left(peer).await,
+                    None => {}
                 }
                 None
             }

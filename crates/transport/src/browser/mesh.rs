@@ -281,6 +281,11 @@ impl Mesh {
         self.0.gone(peer, Gone::Left);
     }
 
+    /// The server says that a peer is gone; its pulses are listened for, and not for long.
+    pub fn doubt(&self, peer: PeerId) {
+        self.0.monitor.borrow_mut().doubt(peer, now());
+    }
+
     /// Whether a connection to a peer stands or is being made.
     pub fn has(&self, peer: PeerId) -> bool {
         self.0.connections.borrow().keys().any(|(other, _)| *other == peer)

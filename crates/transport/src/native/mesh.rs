@@ -417,6 +417,11 @@ impl Mesh {
         self.remove(peer).await;
     }
 
+    /// The server says that a peer is gone; its pulses are listened for, and not for long.
+    pub fn doubt(&mut self, peer: PeerId) {
+        self.monitor.doubt(peer, self.begun.elapsed());
+    }
+
     /// The peer left the room.
     pub async fn left(&mut self, peer: PeerId) {
         self.gone(peer, Gone::Left).await;
