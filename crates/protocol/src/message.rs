@@ -36,9 +36,9 @@ pub enum Message {
         /// What it found, or why it could not, in words.
         profile: Result<Box<DeviceProfile>, String>,
     },
-    /// The host times a link: so many bytes there, so many back.
+    /// The host, or the stage before, times a link: so many bytes there, so many back.
     Probe {
-        /// Chosen by the host.
+        /// Chosen by who asks.
         id: u32,
         /// Bytes of padding wanted in the answer, at most [`MAX_PROBE`].
         want: u32,

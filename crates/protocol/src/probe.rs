@@ -108,6 +108,13 @@ impl Probe {
         matches!(self, Self::Wanted(_))
     }
 
+    /// Leaves it at what was known before, if anything was.
+    pub(crate) fn leave(&mut self) {
+        if let Some(link) = self.link() {
+            *self = Self::Known(link);
+        }
+    }
+
     /// Whether it was timed, and nothing is on its way.
     pub(crate) fn is_known(&self) -> bool {
         matches!(self, Self::Known(_))
@@ -151,12 +158,13 @@ impl Probe {
         };
         asked.rounds += 1;
         // So little is said too soon of a link that is not slow.
-        if asked.rounds == 1 && took < LONG {
+        let long = took - asked.link.round_trip >= LONG;
+        if asked.rounds == 1 && !long {
             return;
         }
         let goes_faster = rate > *best * FASTER;
         *best = best.max(rate);
-        if goes_faster && asked.rounds < ROUNDS && took < LONG {
+        if goes_faster && asked.rounds < ROUNDS && !long {
             return;
         }
         asked.rounds = 0;

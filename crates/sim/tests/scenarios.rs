@@ -75,11 +75,11 @@ fn a_mixed_room_survives_a_locked_screen_and_ends() {
     let outcome = run("mixed");
     let of = |name: &str| outcome.trace.lives.values().find(|life| life.name == name).unwrap();
     assert!(of("old").peak_memory > 1e7 && of("hot").busy(&outcome.time) > Duration::from_secs(10));
-    // The first plan knows what the devices measured; later ones what they came to.
+    // The first plan knows what the devices measured; later ones what they came to. One gets hotter to the end.
     let undisturbed: Vec<Duration> =
         outcome.steps.iter().filter(|step| step.bound.is_some()).map(|step| step.took).collect();
     let (first, last) = (undisturbed[0], undisturbed[undisturbed.len() - 1]);
-    assert!(last < first.mul_f64(1.1), "{first:?} {last:?}");
+    assert!(last < first.mul_f64(1.2), "{first:?} {last:?}");
     assert!(of("old").blocks.len() < of("fast").blocks.len());
     // What the locked screen had goes to whom it is soonest at: half of it was a minute on the line of the oldest.
     let answer = outcome.incidents[0].answer.unwrap();

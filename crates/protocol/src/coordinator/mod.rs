@@ -22,8 +22,8 @@ use crate::message::{BlockBytes, Device, Measure, Message, RoomState, Side};
 use crate::pulse::Presence;
 use crate::run::{ModelSource, Settings};
 use crate::stage::{Failure, HEARTBEAT};
-use baton_plan::{HostProfile, LinkProfile, ModelProfile, Wire};
-use state::{Compute, Drive, End, Kind, Own, Peer, Run};
+use baton_plan::{HostProfile, LinkProfile, ModelProfile};
+use state::{Compute, Drive, End, Kind, Own, Peer, Run, TimedWire};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -363,7 +363,7 @@ pub struct Coordinator {
     /// What devices measure themselves on, for the run in force or the last one.
     question: Option<Measure>,
     /// Links between stages that were timed: from whom, to whom.
-    wires: BTreeMap<(PeerId, PeerId), Wire>,
+    wires: BTreeMap<(PeerId, PeerId), TimedWire>,
     /// How fast the host is, if it measured itself.
     own: Option<Own>,
     /// When it was last told anything.
@@ -703,6 +703,7 @@ impl Coordinator {
         }
         // What is left of the run before is not of this one.
         self.generation = Generation(self.generation.0 + 1);
+        self.wires.clear();
         self.run = Some(Run::new(start, self.generation, texts, self.now));
         match nonsense {
             Some(reason) => self.end(End::Failed(reason)),
@@ -722,7 +723,8 @@ impl Coordinator {
         let too_small = if is_deserted { self.too_small_alone() } else { None };
         let Some(run) = self.run.as_mut().filter(|run| run.end.is_none()) else { return };
         if too_small.is_some() {
-            run.deserted = too_small;
+            // It goes on as soon as another device joins.
+            (run.drive, run.deserted) = (Drive::Go, too_small);
             self.outputs.push_back(Output::Changed);
             return;
         }

@@ -169,11 +169,15 @@ impl Coordinator {
             }
             stages
         };
-        let closed = |ready_only: bool| {
-            [Closing::Halves, Closing::Before, Closing::After]
-                .map(|closing| Shape { stages: close_gaps(filled(ready_only), closing), ..old.clone() })
-        };
-        let nearest = [closed(false), closed(true)].concat();
+        let mut nearest: Vec<Shape> = Vec::new();
+        for stages in [filled(false), filled(true)] {
+            for closing in [Closing::Halves, Closing::Before, Closing::After] {
+                let shape = Shape { stages: close_gaps(stages.clone(), closing), ..old.clone() };
+                if !nearest.contains(&shape) {
+                    nearest.push(shape);
+                }
+            }
+        }
         // With fewer micro-batches in flight one may fit.
         let shallow = nearest.iter().map(|shape| Shape { ahead: 0, ..shape.clone() });
         let fitting = |shapes: Vec<Shape>| self.soonest(shapes.into_iter().filter(|shape| self.fits(shape)));
@@ -209,7 +213,12 @@ impl Coordinator {
             Some(run) if run.end.is_some() => run.broken = true,
             Some(run) if run.survey.is_some() => {}
             Some(_) => match self.mended() {
-                Ok(shape) => self.put(shape),
+                Ok(shape) => {
+                    self.put(shape);
+                    if let Some(run) = &mut self.run {
+                        run.pace.mended = true;
+                    }
+                }
                 Err(words) => self.wait_for_devices(words),
             },
             None => {}
@@ -259,7 +268,9 @@ impl Coordinator {
 
     /// Looks for a better plan than the one in force, and has everybody get ready for it; keeps spares ready.
     pub(super) fn consider(&mut self) {
-        let is_open = |run: &&Run| run.is_live() && run.deserted.is_none() && run.survey.is_none();
+        let is_timed = |run: &Run| !matches!(run.timing, Timing::Asked { .. });
+        let is_open =
+            |run: &&Run| run.is_live() && run.deserted.is_none() && run.survey.is_none() && is_timed(run);
         let Some(run) = self.run.as_ref().filter(is_open) else { return };
         if run.intent.is_none() && self.now >= run.consider_at {
             let expected = self.prediction(&run.plan.shape).map(|prediction| prediction.step);
@@ -454,6 +465,11 @@ impl Coordinator {
             return;
         };
         let now = self.now;
+        if matches!(run.timing, Timing::Asked { .. }) || self.time_new_links() {
+            // It is heard of when they are timed: nobody works meanwhile.
+            return;
+        }
+        let Some(run) = &self.run else { return };
         let before = run.committed == run.start.committed;
         let ask = run.judging && before && run.closing.is_none() && !run.asked_before;
         match run.drive {
@@ -463,7 +479,6 @@ impl Coordinator {
             Drive::Go => self.broadcast(RoomState::Running),
             Drive::Paused => self.broadcast(RoomState::Paused),
         }
-        self.time_new_links();
         if let Some(run) = &mut self.run {
             run.stir(now);
             if ask {

@@ -5,7 +5,7 @@
 
 use super::Coordinator;
 use super::replan::{LEAVE_OUT, REORDER};
-use super::state::{Answer, Run, Shape};
+use super::state::{Answer, Run, Shape, TimedWire};
 use crate::codec::Precision;
 use crate::ids::PeerId;
 use crate::run::{Backbone, Freedom, Settings};
@@ -321,10 +321,10 @@ impl Coordinator {
         for (id, index) in devices.iter().zip(0..) {
             nodes.insert(*id, Node::Device(DeviceIndex(index)));
         }
-        let between = |((from, to), wire): (&(PeerId, PeerId), &Wire)| {
-            Some(((*nodes.get(from)?, *nodes.get(to)?), *wire))
+        let between = |((from, to), timed): (&(PeerId, PeerId), &TimedWire)| {
+            Some(((*nodes.get(from)?, *nodes.get(to)?), timed.wire))
         };
-        self.wires.iter().filter_map(between).collect()
+        self.wires.iter().filter(|(pair, _)| self.is_timed(pair)).filter_map(between).collect()
     }
 }
 

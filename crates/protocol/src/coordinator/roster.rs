@@ -118,6 +118,11 @@ impl Coordinator {
             run.deserted = Some(format!(
                 "{name} left ({reason}) and no other device is ready. Let one join, or resume to go on with this device alone."
             ));
+            if let Some(words) = self.too_small_alone()
+                && let Some(run) = &mut self.run
+            {
+                run.deserted = Some(format!("{name} left ({reason}) and no other device is ready. {words}"));
+            }
         }
         self.mend();
         self.reconsider();
@@ -158,6 +163,9 @@ impl Coordinator {
                 "its neighbours cannot reach it",
             );
         } else {
+            // The new connection may go another way.
+            self.wires.remove(&(from, peer));
+            self.wires.remove(&(peer, from));
             self.mend();
         }
     }

@@ -10,7 +10,7 @@ use crate::probe::Probe;
 use crate::pulse::Presence;
 use crate::schedule::Schedule;
 use crate::stage::MAX_INFERS;
-use baton_plan::{Curve, HostProfile, Tracker};
+use baton_plan::{Curve, HostProfile, Tracker, Wire};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -318,10 +318,17 @@ pub(super) enum Drive {
 pub(super) enum Timing {
     /// All that is wanted.
     Known,
-    /// They are to be timed when the step is over.
-    Due,
+    /// They are to be timed when the step is over: all of them, or only those between stages that were not.
+    Due { all: bool },
     /// They are being timed, round by round, so that no two share a device; the first of these is under way.
     Asked { since: Duration, rounds: VecDeque<Round> },
+}
+
+/// A link between two stages, and when it was timed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimedWire {
+    pub(super) wire: Wire,
+    pub(super) at: Duration,
 }
 
 /// Links that are timed at the same time.
@@ -342,6 +349,8 @@ pub(super) struct Pace {
     pub(super) committed: Duration,
     /// Nothing but steps happened since.
     pub(super) steady: bool,
+    /// The plan was made for a loss, and no step was made with it: it is not kept waiting.
+    pub(super) mended: bool,
     /// Plans that were put in force since for what was found of their links.
     pub(super) plans: u8,
     /// How many in a row took much longer than expected.

@@ -103,6 +103,9 @@ impl Coordinator {
                 let (lr, scale) = (closing.report.lr, closing.scale);
                 return Some((Kind::Apply, Job::Apply { lr, scale }));
             }
+            if matches!(run.timing, Timing::Asked { .. }) {
+                return None;
+            }
             if !run.open.has_begun()
                 && let Some(job) = run.next_text()
             {

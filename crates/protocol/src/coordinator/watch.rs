@@ -1,6 +1,6 @@
 //! Who does nothing: silent devices, and those that are heard and do not get on with their work.
 
-use super::state::{Compute, Inquiry, Run};
+use super::state::{Compute, Inquiry, Run, Timing};
 use super::{Coordinator, Output};
 use crate::ids::{PeerId, Step};
 use crate::message::{Counts, Message};
@@ -32,6 +32,10 @@ impl Coordinator {
         }
         if let Some(run) = &mut self.run {
             run.stirred = (run.stirred + late).min(now);
+            run.pace.committed = (run.pace.committed + late).min(now);
+            if let Timing::Asked { since, .. } = &mut run.timing {
+                *since = (*since + late).min(now);
+            }
             if let Some(survey) = &mut run.survey {
                 survey.since = (survey.since + late).min(now);
             }
