@@ -154,8 +154,20 @@ impl Costs {
         let bytes = sizes.map(|size| {
             boundary.bytes(u64::from(size).saturating_mul(model.tokens).saturating_mul(model.hidden))
         });
-        let wires: Vec<_> =
-            (0..nodes * nodes).map(|pair| room.wire(node(pair / nodes), node(pair % nodes))).collect();
+        // The few that were measured are put in afterwards: a search for each pair would be most of the work.
+        let mut wires: Vec<_> =
+            (0..nodes * nodes).map(|pair| room.unmeasured(node(pair / nodes), node(pair % nodes))).collect();
+        let place = |node| match node {
+            Node::Host => Some(0),
+            Node::Device(crate::DeviceIndex(index)) => Some(1 + usize::from(index)).filter(|at| *at < nodes),
+        };
+        for ((from, to), wire) in &room.wires {
+            if let (Some(from), Some(to)) = (place(*from), place(*to))
+                && from != to
+            {
+                wires[from * nodes + to] = *wire;
+            }
+        }
         let sums = |of: &dyn Fn(&crate::BlockProfile) -> u64| {
             let mut sum = 0u64;
             let rest = model.blocks.iter().map(|block| {

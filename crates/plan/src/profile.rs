@@ -292,11 +292,16 @@ impl Room {
     /// The connection between two of the room. Where it was not measured, it is as fast as the slower of the sender's
     /// uplink and the receiver's downlink, and as far as the farther of the two is from the host.
     pub fn wire(&self, from: Node, to: Node) -> Wire {
+        match self.wires.get(&(from, to)) {
+            Some(wire) if from != to => *wire,
+            _ => self.unmeasured(from, to),
+        }
+    }
+
+    /// The same of two that did not measure it themselves.
+    pub(crate) fn unmeasured(&self, from: Node, to: Node) -> Wire {
         if from == to {
             return Wire { bandwidth: f64::INFINITY, round_trip: 0.0 };
-        }
-        if let Some(wire) = self.wires.get(&(from, to)) {
-            return *wire;
         }
         let link = |node| match node {
             Node::Host => LinkProfile::IDEAL,

@@ -78,13 +78,22 @@ impl Coordinator {
         if !matches!(run.timing, Timing::Known) {
             return;
         }
+        let (late, may) = (run.pace.late >= IN_A_ROW, now >= run.pace.not_before);
+        if late && may && !run.pace.mended {
+            // The devices may have become slower, which is no matter of the links.
+            let shape = run.plan.shape.clone();
+            let expected = self.prediction(&shape).map(|prediction| prediction.step);
+            let Some(run) = &mut self.run else { return };
+            (run.pace.expected, run.pace.late) = (expected, 0);
+            if expected.is_some_and(|expected| took > LATE * expected + SLACK) {
+                run.pace.patience = (run.pace.patience * 2).max(SOONEST);
+                run.pace.not_before = now + run.pace.patience;
+                run.timing = Timing::Due { all: true };
+            }
+            return;
+        }
         if std::mem::take(&mut run.pace.mended) && run.start.profile.is_some() {
             run.timing = Timing::Due { all: false };
-        } else if run.pace.late >= IN_A_ROW && now >= run.pace.not_before {
-            run.pace.late = 0;
-            run.pace.patience = (run.pace.patience * 2).max(SOONEST);
-            run.pace.not_before = now + run.pace.patience;
-            run.timing = Timing::Due { all: true };
         }
     }
 
