@@ -469,7 +469,7 @@ impl Stage {
             self.tell_of_the_link();
         }
         // As in the coordinator: what came while this side slept may still wait to be read.
-        self.heard = (self.heard + now.saturating_sub(self.heartbeat)).min(now);
+        self.heard = (self.heard + late).min(now);
         if let Some(since) = self.orphaned {
             self.heartbeat = now + HEARTBEAT;
             if now >= since + self.patience {
@@ -671,8 +671,11 @@ impl Stage {
             return true;
         }
         let Phase::Working(working) = &mut self.phase else { return false };
+        if working.assign.prev != from {
+            return false;
+        }
         working.probes = working.probes.saturating_add(1);
-        working.assign.prev == from && working.probes <= MOST_PROBES
+        working.probes <= MOST_PROBES
     }
 
     /// The host wants to know how fast the link to the next stage is.

@@ -115,7 +115,7 @@ impl Coordinator {
     }
 
     /// Whether a plan that fits takes less than this share of the time of another one, or the other one does not fit.
-    fn is_faster(&self, new: &Shape, old: &Shape, share: f64) -> bool {
+    pub(super) fn is_faster(&self, new: &Shape, old: &Shape, share: f64) -> bool {
         let (Some(new), Some(old)) = (self.prediction(new), self.prediction(old)) else { return false };
         new.fits() && (!old.fits() || new.step < share * old.step)
     }

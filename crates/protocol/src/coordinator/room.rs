@@ -40,7 +40,7 @@ const MOST_AHEAD: u16 = 4;
 /// The most micro-batches of a step that are looked at.
 const MOST_MICRO_BATCHES: u16 = 64;
 /// A plan that takes no more than this share of a step's time is moved to even if the last move was a short time ago.
-const FAR_OFF: f64 = 0.6;
+pub(super) const FAR_OFF: f64 = 0.6;
 
 impl Coordinator {
     /// The planner's own plan for these devices, or why nothing fits, in words; none where the model or every device is
@@ -168,12 +168,8 @@ impl Coordinator {
     /// enough is known to tell.
     pub(super) fn pays(&self, run: &Run, wanted: &Shape) -> Option<bool> {
         let now = &run.plan.shape;
-        let mut devices: Vec<PeerId> = now.stages.iter().chain(&wanted.stages).map(|(id, _)| *id).collect();
-        devices.sort_unstable();
-        devices.dedup();
         let (model, options) = (run.start.profile.as_ref()?, options(&run.start.settings));
-        let room = self.room(run, &devices)?;
-        let (from, to) = (partition(run, now, &devices)?, partition(run, wanted, &devices)?);
+        let Move { room, from, to, .. } = self.way(run, wanted)?;
         let (current, candidate) =
             (settle(&room, model, &options, &from).ok()?.1, settle(&room, model, &options, &to).ok()?.1);
         if current.fits() != candidate.fits() {
@@ -218,16 +214,23 @@ impl Coordinator {
         Some(hysteresis.worth_moving(&situation).moves())
     }
 
+    /// The plan in force and another one as the planner writes them, for the devices of both.
+    fn way(&self, run: &Run, wanted: &Shape) -> Option<Move> {
+        let now = &run.plan.shape;
+        let mut devices: Vec<PeerId> = now.stages.iter().chain(&wanted.stages).map(|(id, _)| *id).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        let room = self.room(run, &devices)?;
+        let (from, to) = (partition(run, now, &devices)?, partition(run, wanted, &devices)?);
+        Some(Move { devices, room, from, to })
+    }
+
     /// Seconds until everybody has what is new to them under a plan: what a device has ready it does not fetch. None where the
     /// model or every device is unknown to the planner.
     pub(super) fn way_to(&self, shape: &Shape) -> Option<f64> {
         let run = self.run.as_ref()?;
-        let now = &run.plan.shape;
-        let mut devices: Vec<PeerId> = now.stages.iter().chain(&shape.stages).map(|(id, _)| *id).collect();
-        devices.sort_unstable();
-        devices.dedup();
-        let (model, room) = (run.start.profile.as_ref()?, self.room(run, &devices)?);
-        let (from, to) = (partition(run, now, &devices)?, partition(run, shape, &devices)?);
+        let model = run.start.profile.as_ref()?;
+        let Move { devices, room, from, to } = self.way(run, shape)?;
         let mut missing = fetches(model, &from, &to);
         for fetch in &mut missing {
             let Node::Device(DeviceIndex(index)) = fetch.node else { continue };
@@ -326,6 +329,14 @@ impl Coordinator {
         };
         self.wires.iter().filter(|(pair, _)| self.is_timed(pair)).filter_map(between).collect()
     }
+}
+
+/// From one plan to another.
+struct Move {
+    devices: Vec<PeerId>,
+    room: Room,
+    from: Partition,
+    to: Partition,
 }
 
 /// Seconds of a forward and of a backward pass of a block.

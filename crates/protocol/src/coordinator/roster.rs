@@ -115,12 +115,9 @@ impl Coordinator {
             return;
         }
         if run.is_live() && nobody_left {
-            run.deserted = Some(format!(
-                "{name} left ({reason}) and no other device is ready. Let one join, or resume to go on with this device alone."
-            ));
-            if let Some(words) = self.too_small_alone()
-                && let Some(run) = &mut self.run
-            {
+            let or_alone = || "Let one join, or resume to go on with this device alone.".into();
+            let words = self.too_small_alone().unwrap_or_else(or_alone);
+            if let Some(run) = &mut self.run {
                 run.deserted = Some(format!("{name} left ({reason}) and no other device is ready. {words}"));
             }
         }

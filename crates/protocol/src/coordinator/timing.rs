@@ -4,6 +4,7 @@
 //! Only while nobody works: an engine at work answers late, and its link would look slow. So new links are timed when a plan is
 //! loaded, before the shell hears of it; after a loss, which is not to cost more time, when the first step is done.
 
+use super::room::FAR_OFF;
 use super::state::{Round, Run, Shape, TimedWire, Timing};
 use super::{Coordinator, Output};
 use crate::ids::{Generation, PeerId};
@@ -26,8 +27,6 @@ const SLACK: f64 = 0.1;
 const IN_A_ROW: u8 = 3;
 /// All links are timed again so long after they were at the soonest; each time twice as long.
 const SOONEST: Duration = Duration::from_secs(60);
-/// A plan that takes less than this share of the time is not waited for until the next step is over.
-const FAR_BETTER: f64 = 0.6;
 /// So many plans in a row are put in force without a step between them.
 const MOST_PLANS: u8 = 2;
 /// No answer takes longer, in seconds.
@@ -208,10 +207,7 @@ impl Coordinator {
     /// Whether a plan takes much less than the time of the one in force, and the way to it pays.
     fn is_far_better(&self, wanted: &Shape) -> bool {
         let Some(run) = &self.run else { return false };
-        let (Some(now), Some(then)) = (self.prediction(&run.plan.shape), self.prediction(wanted)) else {
-            return false;
-        };
-        then.fits() && then.step < FAR_BETTER * now.step && self.pays(run, wanted) == Some(true)
+        self.is_faster(wanted, &run.plan.shape, FAR_OFF) && self.pays(run, wanted) == Some(true)
     }
 
     /// A stage has timed its link to the next one.
