@@ -61,3 +61,27 @@ fn devices_share_stages_as_well_as_can_be() {
         }
     }
 }
+
+#[test]
+fn the_least_that_a_room_must_hold_is_found() {
+    let (mut found, mut lighter) = (0, 0);
+    for devices in 0..=3 {
+        for blocks in 1..=5 {
+            for round in 0..6 {
+                let seed = 90_000 + 1000 * devices as u64 + 100 * blocks as u64 + round;
+                let (room, model, options) = random(&mut rng(seed), devices, blocks);
+                let Ok(fastest) = plan(&room, &model, &options) else {
+                    assert!(matches!(least_peak(&room, &model, &options), Err(PlanError::Refused(_))));
+                    continue;
+                };
+                let peak = least_peak(&room, &model, &options).unwrap();
+                let light = plan(&room.capped(peak), &model, &options).unwrap().prediction;
+                assert!(light.peak_memory() <= peak && light.step >= fastest.prediction.step, "seed {seed}");
+                assert_eq!(brute(&room.capped(peak - peak / 50), &model, &options), None, "seed {seed}");
+                found += 1;
+                lighter += u32::from(peak < fastest.prediction.peak_memory() * 9 / 10);
+            }
+        }
+    }
+    assert!(found > 80 && lighter > 20, "{found} found, {lighter} lighter than the fastest plan by a tenth");
+}

@@ -28,4 +28,4 @@ pub mod stage;
 pub use ids::{Generation, MicroBatch, PeerId, StageIndex, Step};
 
 /// The version of everything in this crate that crosses the network; peers of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 6;
+pub const PROTOCOL_VERSION: u16 = 7;

@@ -55,6 +55,20 @@ pub struct Settings {
     pub sample_tokens: u32,
     /// What is left to the planner.
     pub freedom: Freedom,
+    /// What it looks for.
+    pub aim: Aim,
+}
+
+/// What a plan is to be good at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aim {
+    /// The shortest step among the plans that every device has the memory for.
+    #[default]
+    Time,
+    /// The least memory of the most loaded device, as long as no more than 24 devices are there; the shortest step among the
+    /// plans that ask that little.
+    Memory,
 }
 
 /// What the planner may choose from what the devices of a room measured; none of it changes what is learned, but for the
@@ -109,6 +123,7 @@ impl Default for Settings {
             evaluate_every: 10,
             sample_tokens: 48,
             freedom: Freedom::default(),
+            aim: Aim::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::toy::{Toy, ToyModel};
 use crate::world::{HOST, Pace, Room, World, peer};
 use baton_protocol::PeerId;
 use baton_protocol::codec::Precision;
-use baton_protocol::run::{Backbone, Freedom, Settings, SettingsError};
+use baton_protocol::run::{Aim, Backbone, Freedom, Settings, SettingsError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -251,6 +251,8 @@ struct SettingsFile {
     recompute: Option<bool>,
     /// What the planner may choose: "micro_batches", "ahead", "recompute", "host_blocks".
     free: Option<Vec<Free>>,
+    /// What the planner looks for: "time", "memory".
+    aim: Option<Aim>,
     evaluate_every: Option<u32>,
 }
 
@@ -528,6 +530,7 @@ impl SettingsFile {
                 recompute: is_free(Free::Recompute),
                 host_blocks: is_free(Free::HostBlocks),
             },
+            aim: self.aim.unwrap_or_default(),
             ..default
         }
     }

@@ -66,6 +66,7 @@ fn every_word_that_a_key_takes_is_documented() {
         ("## `[settings]`", "boundary", format!("{MODEL}[settings]\nboundary = \"zzz\"")),
         ("## `[settings]`", "backbone", format!("{MODEL}[settings]\nbackbone = \"zzz\"")),
         ("## `[settings]`", "free", format!("{MODEL}[settings]\nfree = [\"zzz\"]")),
+        ("## `[settings]`", "aim", format!("{MODEL}[settings]\naim = \"zzz\"")),
         ("## `[[faults]]`", "job", format!("{MODEL}[[faults]]\njob = \"zzz\"")),
     ] {
         let row = rows(section).into_iter().find(|(name, _)| name == key).unwrap().1;

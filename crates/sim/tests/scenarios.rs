@@ -482,6 +482,31 @@ fn who_lacks_the_memory_computes_activations_again_and_nobody_else() {
 }
 
 #[test]
+fn a_room_that_is_to_spare_memory_asks_the_least_of_the_most_loaded_device() {
+    const CUT: &str = "micro_batches = 8";
+    const FREE: &str = "micro_batches = 8\nfree = [\"host_blocks\", \"ahead\"]";
+    const LIGHT: &str = "micro_batches = 8\nfree = [\"host_blocks\", \"ahead\"]\naim = \"memory\"";
+    // A host that is much faster than its three phones would take most of the blocks.
+    let room = [("gflops = 200", "gflops = 800"), ("count = 4", "count = 3")];
+    let peak = |outcome: &Outcome| outcome.prediction.as_ref().unwrap().peak_memory();
+    let with = |settings| even_with(&[room[0], room[1], (CUT, settings)]);
+    let (fast, light) = (with(FREE), with(LIGHT));
+    assert!(peak(&light) < peak(&fast) * 3 / 4, "{} {}", peak(&light), peak(&fast));
+    assert!(step(&light) > step(&fast), "{} {}", step(&light), step(&fast));
+    // It is what was planned from the first step on.
+    assert_eq!(light.incidents, Vec::new());
+    let held = phones_of(&light).map(|life| life.peak_memory).fold(0.0, f64::max);
+    assert!(held <= 1.02 * peak(&light) as f64, "{held} {}", peak(&light));
+    // One goes: the run goes on, and is shared for little memory again among those who are left.
+    let longer = ("steps = 6", "steps = 30");
+    let gone = format!("latency_ms = 1.5\n{}", fault("kill", 2, "at = 40"));
+    let left = even_with(&[room[0], room[1], (CUT, LIGHT), longer, ("latency_ms = 1.5", &gone)]);
+    let two = even_with(&[room[0], ("count = 4", "count = 2"), (CUT, LIGHT)]);
+    assert_eq!((left.incidents.len(), left.steps.len()), (1, 30), "{}", left.table());
+    assert!(peak(&left) <= peak(&two) * 102 / 100, "{} {}", peak(&left), peak(&two));
+}
+
+#[test]
 fn a_pause_is_part_of_the_time_and_of_no_step_s_efficiency() {
     let quiet = even_and("").run(0).unwrap();
     let paused = even_and("[[faults]]\nwhat = \"pause\"\nat = 20").run(0).unwrap();

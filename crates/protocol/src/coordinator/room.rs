@@ -4,15 +4,15 @@
 //! A device that was not measured yet is taken for one like the median of the others; where none was, all are alike.
 
 use super::Coordinator;
-use super::replan::{LEAVE_OUT, REORDER};
-use super::state::{Answer, Run, Shape, TimedWire};
+use super::replan::{LEAVE_OUT, MOST_PLANNED, REORDER};
+use super::state::{Answer, Cap, Run, Shape, TimedWire};
 use crate::codec::Precision;
 use crate::ids::PeerId;
-use crate::run::{Backbone, Freedom, Settings};
+use crate::run::{Aim, Backbone, Freedom, Settings};
 use baton_plan::{
     BoundaryPrecision, Bytes, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile,
     ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation,
-    StagePlan, Storage, Wire, fetch_time, fetches, plan, predict, settle, tune,
+    StagePlan, Storage, Wire, fetch_time, fetches, least_peak, plan, predict, settle, tune,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -49,10 +49,7 @@ impl Coordinator {
         let run = self.run.as_ref()?;
         let model = run.start.profile.as_ref()?;
         let room = self.room(run, devices)?;
-        let mut options = options(&run.start.settings);
-        if self.host_may_help(run) {
-            options.host_blocks = run.start.blocks;
-        }
+        let mut options = self.options(run);
         let mut found = plan(&room, model, &options);
         if options.host_blocks == 0 && matches!(found, Err(PlanError::Refused(_))) {
             // What does not fit the others, the host takes, if it can.
@@ -73,6 +70,37 @@ impl Coordinator {
         let stages: Option<Vec<_>> = found.partition.stages.into_iter().map(stage).collect();
         let Partition { host, micro_batches, ahead, .. } = found.partition;
         Some(Ok(self.tuned(Shape { host, stages: stages?, micro_batches, ahead })))
+    }
+
+    /// Finds out what the most loaded of these devices must hold at least, if that is the aim and they are few enough for
+    /// the search: from here on nobody is asked for more.
+    pub(super) fn cap(&mut self, devices: &[PeerId]) {
+        let Some(run) = self.run.as_ref().filter(|run| run.start.settings.aim == Aim::Memory) else { return };
+        if run.cap.as_ref().is_some_and(|cap| cap.devices == devices) {
+            return;
+        }
+        let least = || {
+            if devices.len() > MOST_PLANNED {
+                return None;
+            }
+            let (room, model) = (self.uncapped(run, devices)?, run.start.profile.as_ref()?);
+            // Where nothing fits, the planner itself says why.
+            least_peak(&room, model, &self.options(run)).ok()
+        };
+        let devices = devices.to_vec();
+        let cap = least().map(|bytes| Cap { devices, bytes });
+        if let Some(run) = &mut self.run {
+            run.cap = cap;
+        }
+    }
+
+    /// What a plan that is looked for may be.
+    fn options(&self, run: &Run) -> Options {
+        let mut options = options(&run.start.settings);
+        if self.host_may_help(run) {
+            options.host_blocks = run.start.blocks;
+        }
+        options
     }
 
     /// Whether the host has blocks of its own where that makes steps shorter: how fast it is has to be known.
@@ -297,7 +325,16 @@ impl Coordinator {
         }
     }
 
+    /// These devices and the host, each with the memory that may be asked of it.
     fn room(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
+        let room = self.uncapped(run, devices)?;
+        Some(match &run.cap {
+            Some(cap) => room.capped(cap.bytes),
+            None => room,
+        })
+    }
+
+    fn uncapped(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
         let link = |id: &PeerId| self.peers.get(id).and_then(|peer| peer.probe.link()).unwrap_or(LINK);
         let profiles = if devices.is_empty() { Vec::new() } else { self.profiles(run, devices)? };
         let host = match (self.own_profile(run, &profiles), profiles.first()) {
