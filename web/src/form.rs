@@ -3,7 +3,7 @@
 use crate::format;
 use baton_protocol::{
     codec::Precision,
-    run::{Backbone, Freedom, LrSchedule, Settings, SettingsError},
+    run::{Aim, Backbone, Freedom, LrSchedule, Settings, SettingsError},
 };
 use baton_web_api::TargetInfo;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,7 @@ pub(crate) struct Form {
     pub(crate) activations: String,
     /// Whether this device has blocks of its own where that is faster.
     pub(crate) host_blocks: bool,
+    pub(crate) aim: String,
     pub(crate) backbone: String,
     pub(crate) validation: String,
     pub(crate) evaluate_every: String,
@@ -74,6 +75,7 @@ impl Default for Form {
             boundary: if s.boundary == Precision::F32 { "f32" } else { "f16" }.into(),
             activations: "auto".into(),
             host_blocks: true,
+            aim: "time".into(),
             backbone: s.backbone.name().into(),
             validation: s.validation.to_string(),
             evaluate_every: s.evaluate_every.to_string(),
@@ -227,6 +229,7 @@ impl Form {
                 recompute: self.activations == "auto",
                 host_blocks: self.host_blocks,
             },
+            aim: if self.aim == "memory" { Aim::Memory } else { Aim::Time },
         };
         if settings.seed > MAX_SEED {
             let words = format!("Seed is {}: it must be at most {MAX_SEED}.", settings.seed);
@@ -305,10 +308,11 @@ mod tests {
             micro_batches: "8".into(),
             activations: "always".into(),
             host_blocks: false,
+            aim: "memory".into(),
             ..Form::default()
         };
         let chosen = chosen.settings().unwrap();
-        assert_eq!((chosen.micro_batches, chosen.recompute), (8, true));
+        assert_eq!((chosen.micro_batches, chosen.recompute, chosen.aim), (8, true, Aim::Memory));
         assert_eq!(chosen.freedom, Freedom { ahead: true, ..Freedom::default() });
     }
 

@@ -54,8 +54,8 @@ const SHAPES: [(&str, &str); 4] = [
 /// own as leave the most loaded device the least (or as many as you say), and the rest is spread evenly over the others;
 /// alone, the host has everything. Every device counts, and so does the program that a tab runs.
 ///
-/// A room that trains shares the blocks otherwise: for the shortest step, where every device has the memory. Its most loaded
-/// device may then hold more than is said here.
+/// A room that trains shares its blocks for the shortest step, where every device has the memory: its most loaded device may
+/// then hold more than is said here. Settings on the page can have it share them for the least memory instead.
 #[derive(Args)]
 pub(crate) struct Memory {
     /// bert-base, gpt2, smollm2-135m, tinyllama-1.1b, or a folder with a config.json; all four where none is named

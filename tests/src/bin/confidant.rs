@@ -30,12 +30,24 @@ struct Options {
     /// Have activations kept, where otherwise backward computes them again.
     #[arg(long)]
     keep: bool,
+    /// Have the room share the blocks for the least memory of the most loaded device, where otherwise it does for the
+    /// shortest step.
+    #[arg(long)]
+    light: bool,
     /// When to give a run up.
     #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
     limit: u64,
     /// Only says what the model of memory says, of all four shapes.
     #[arg(long)]
     table: bool,
+}
+
+impl Options {
+    /// Whether the host may have blocks of its own in a room of so many. In larger ones it has none where time counts: the
+    /// fastest plan might leave the others out.
+    fn shares(&self, devices: usize) -> bool {
+        self.light || devices == 2
+    }
 }
 
 /// What `baton memory --json` says of a model.
@@ -79,9 +91,11 @@ async fn main() -> Result<()> {
         for room in rooms {
             let path = folder.path().to_string_lossy();
             let (measured, own) = measure(&options, &path, room.devices).await?;
-            // Between two devices the plan has found its own balance: the model is asked about that one.
+            // Where the plan has found its own balance the model is asked about that one.
             let room = match own {
-                Some(own) if room.devices == 2 => with_host_blocks(&options, &model, own).await?,
+                Some(own) if options.shares(room.devices) => {
+                    with_host_blocks(&options, &model, room.devices, own).await?
+                }
                 _ => room,
             };
             ensure!(own.is_some() == (room.devices > 1), "no stage said which blocks it had");
@@ -106,11 +120,11 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// What the model of memory says of a room of two, the host with so many blocks.
-async fn with_host_blocks(options: &Options, model: &str, own: u16) -> Result<Room> {
+/// What the model of memory says of a room of so many, the host with so many blocks.
+async fn with_host_blocks(options: &Options, model: &str, devices: usize, own: u16) -> Result<Room> {
     let said: Vec<Said> = serde_json::from_str(&said(options, &[model], Some(own), true).await?)?;
-    let rooms = said.into_iter().flat_map(|said| said.rooms);
-    rooms.into_iter().find(|room| room.devices == 2).context("no room of two")
+    let mut rooms = said.into_iter().flat_map(|said| said.rooms);
+    rooms.find(|room| room.devices == devices).with_context(|| format!("no room of {devices}"))
 }
 
 /// What the model of memory says of these models, or of all that it knows; without a number of blocks for the host, with the
@@ -153,7 +167,8 @@ async fn measure(options: &Options, model: &str, devices: usize) -> Result<(Vec<
         // Every sample as long as it may be.
         ("packing", "true".into()),
         ("activations", if options.keep { "never" } else { "always" }.into()),
-        ("host_blocks", (devices == 2).to_string()),
+        ("host_blocks", options.shares(devices).to_string()),
+        ("aim", if options.light { "memory" } else { "time" }.into()),
         ("target-all-linear", "true".into()),
         ("warmup_steps", "0".into()),
         ("validation", "0".into()),

@@ -178,6 +178,12 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                         ("always", "Recomputed"),
                     ],
                 )}
+                {select(
+                    "set-aim",
+                    "Blocks are shared for",
+                    |f| &mut f.aim,
+                    &[("time", "The shortest step"), ("memory", "The least memory of any device")],
+                )}
             </div>
             <div class="cell">
                 <label for="set-backbone">"Frozen weights"</label>
@@ -219,7 +225,7 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                 {flag("set-shuffle", "Shuffle", |f| &mut f.shuffle)}
                 {flag("set-append_eos", "End each sample with the end token", |f| &mut f.append_eos)}
                 {flag("set-packing", "Pack samples together", |f| &mut f.packing)}
-                {flag("set-host_blocks", "This device computes blocks too, where that is faster", |f| &mut f.host_blocks)}
+                {flag("set-host_blocks", "This device computes blocks too, where that helps", |f| &mut f.host_blocks)}
             </fieldset>
             <button id="set-reset" type="button" class="quiet" on:click=move |_| {
                 session.errors.settings.set(None);
