@@ -15,7 +15,7 @@ use baton_formats::{Classifier, Dataset, DatasetError, ModelConfig, Projection, 
 use baton_protocol::Step;
 use baton_protocol::codec::Precision;
 use baton_protocol::coordinator::Start;
-use baton_protocol::run::{Backbone, Freedom, LrSchedule, ModelSource, Settings};
+use baton_protocol::run::{Aim, Backbone, Freedom, LrSchedule, ModelSource, Settings};
 use clap::{Args, ValueEnum};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -174,6 +174,7 @@ impl Train {
             evaluate_every: self.evaluate_every,
             sample_tokens: 0,
             freedom: Freedom::default(),
+            aim: Aim::default(),
         }
     }
 
