@@ -1,5 +1,6 @@
 //! What happens to a room from outside, and when.
 
+use baton_protocol::message::Message;
 use baton_protocol::{PeerId, coordinator, stage};
 use std::time::Duration;
 
@@ -138,6 +139,49 @@ pub enum Moment {
         /// When it is done instead of when it begins.
         done: bool,
     },
+    /// While a message between the host and a device sets out: nothing of it has arrived.
+    Said {
+        /// The device.
+        who: PeerId,
+        /// Which message.
+        word: Word,
+        /// The n-th of its kind, from 1.
+        nth: u32,
+    },
+}
+
+/// Messages between the host and a device with which one part of a run ends and the next one begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// The device greets.
+    Hello,
+    /// The host greets back.
+    Welcome,
+    /// The device is to measure itself.
+    Measure,
+    /// It has.
+    Measured,
+    /// A plan is put in force.
+    Assign,
+    /// The device has loaded its part of it.
+    Ready,
+    /// The device sends adapters and moments after an update.
+    Applied,
+}
+
+impl Word {
+    pub(crate) fn of(message: &Message) -> Option<Self> {
+        Some(match message {
+            Message::Hello(_) => Self::Hello,
+            Message::Welcome(_) => Self::Welcome,
+            Message::Measure(_) => Self::Measure,
+            Message::Measured { .. } => Self::Measured,
+            Message::Assign(_) => Self::Assign,
+            Message::Ready { .. } => Self::Ready,
+            Message::Applied { .. } => Self::Applied,
+            _ => return None,
+        })
+    }
 }
 
 /// The kinds of work of a host and of a stage under one set of names.

@@ -1,13 +1,13 @@
 //! Campaigns: rooms drawn from seeds, faults at every point of their steps, and the count of what they survived.
 
-use crate::act::{Act, JobName, Moment};
+use crate::act::{Act, JobName, Moment, Word};
 use crate::cost::{Access, Costs, DeviceSpec, Shape, Thermal};
 use crate::engine::{JobError, Model};
 use crate::net::Network;
 use crate::seeds::Seeds;
 use crate::toy::{Toy, ToyModel};
 use crate::violation::Violation;
-use crate::world::{HOST, Pace, Point, Room, Scenario, World, peer};
+use crate::world::{Entry, HOST, Pace, Point, Room, Scenario, World, peer};
 use baton_protocol::PeerId;
 use baton_protocol::run::Freedom;
 use rand::Rng;
@@ -28,9 +28,9 @@ pub struct Tally {
     pub plans: u64,
     /// Virtual time.
     pub time: Duration,
-    /// Faults by name.
+    /// Faults by name, and devices that joined late.
     pub faults: BTreeMap<&'static str, u64>,
-    /// Faults by the point of the run at which they struck.
+    /// The same by the point of the run at which who was struck was then; the host, if it was nobody in particular.
     pub during: BTreeMap<Point, u64>,
     /// The seeds of the runs that broke a promise.
     pub broken: Vec<(u64, Violation)>,
@@ -81,6 +81,8 @@ impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (of, job) = match *self {
             Self::NoRun => return write!(f, "no run"),
+            Self::Handshake(entry) => return write!(f, "handshake/{entry}"),
+            Self::Replication(job) => ("replication", job),
             Self::Start(job) => ("start", job),
             Self::Step(job) => ("step", job),
             Self::Recovery(job) => ("recovery", job),
@@ -89,7 +91,19 @@ impl fmt::Display for Point {
     }
 }
 
-/// A room of the toy, drawn from a seed, with up to ten faults to come.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::Greeting => "greeting",
+            Self::Timing => "timing the link",
+            Self::Measuring => "measuring",
+        })
+    }
+}
+
+/// A room of the toy, drawn from a seed, with up to ten faults to come, and in every second room one more at a point that
+/// is over so soon that chance alone seldom strikes it.
 ///
 /// # Errors
 ///
@@ -128,6 +142,9 @@ pub fn room(seed: u64) -> Result<World<ToyModel>, JobError> {
     let mut world = World::with(ToyModel::new(toy, &settings)?, room, seed);
     world.has_spares = world.rng.random();
     plan_faults(&mut world, 10);
+    if seed.is_multiple_of(2) {
+        aim(&mut world, &mut rng);
+    }
     for request in 0..world.rng.random_range(0..4) {
         let at = Duration::from_millis(world.rng.random_range(1_000..8_000));
         world.plan(Moment::At(at), Act::Infer { request, want: 12 });
@@ -182,28 +199,7 @@ pub fn plan_faults<M: Model>(world: &mut World<M>, most: u32) {
         let victim = peer(rng.random_range(0..peers));
         let next = peer(rng.random_range(0..peers));
         let witness = if rng.random_ratio(1, 4) { HOST } else { victim };
-        let act = match rng.random_range(0..24) {
-            0..=2 => Act::Kill { peer: victim, silent: false },
-            3 | 4 => Act::Kill { peer: victim, silent: true },
-            5 => Act::FailJob(victim),
-            6 => Act::Leave(victim),
-            7 => Act::Remove(victim),
-            8 => Act::Cut(victim, next),
-            9 => Act::Pause,
-            10 | 11 if world.is_public => Act::Join,
-            10 | 11 => Act::FailJob(victim),
-            12 => Act::Replay,
-            13 => Act::LinkedAgain,
-            14 => Act::Freeze(victim, rng.random_range(1..50)),
-            15 => Act::Isolate(victim, rng.random_range(1..30)),
-            16 => Act::Part(victim, next, rng.random_range(1..30)),
-            17 => Act::Lag(victim, rng.random_range(1..2_000)),
-            18 => Act::SlowDown(victim, rng.random_range(2..50)),
-            19 | 20 => Act::ReloadHost,
-            21 => Act::Hide(victim),
-            22 => Act::Stall(victim),
-            _ => Act::FreezeAll(Duration::from_secs(rng.random_range(1..100))),
-        };
+        let act = disturbance(rng, victim, next, world.is_public);
         let moment = moment(rng, witness);
         if matches!(act, Act::Hide(_)) {
             // Whenever its owner looks at it again.
@@ -212,6 +208,69 @@ pub fn plan_faults<M: Model>(world: &mut World<M>, most: u32) {
         }
         world.plan(moment, act);
     }
+}
+
+fn disturbance(rng: &mut impl Rng, victim: PeerId, next: PeerId, is_public: bool) -> Act {
+    match rng.random_range(0..24) {
+        0..=2 => Act::Kill { peer: victim, silent: false },
+        3 | 4 => Act::Kill { peer: victim, silent: true },
+        5 => Act::FailJob(victim),
+        6 => Act::Leave(victim),
+        7 => Act::Remove(victim),
+        8 => Act::Cut(victim, next),
+        9 => Act::Pause,
+        10 | 11 if is_public => Act::Join,
+        10 | 11 => Act::FailJob(victim),
+        12 => Act::Replay,
+        13 => Act::LinkedAgain,
+        14 => Act::Freeze(victim, rng.random_range(1..50)),
+        15 => Act::Isolate(victim, rng.random_range(1..30)),
+        16 => Act::Part(victim, next, rng.random_range(1..30)),
+        17 => Act::Lag(victim, rng.random_range(1..2_000)),
+        18 => Act::SlowDown(victim, rng.random_range(2..50)),
+        19 | 20 => Act::ReloadHost,
+        21 => Act::Hide(victim),
+        22 => Act::Stall(victim),
+        _ => Act::FreezeAll(Duration::from_secs(rng.random_range(1..100))),
+    }
+}
+
+/// A fault while a device comes into the room, while its adapters and moments are on their way to the host, or while a plan
+/// is put in force.
+fn aim(world: &mut World<ToyModel>, rng: &mut impl Rng) {
+    use Word::{Applied, Assign, Hello, Measure, Measured, Ready, Welcome};
+    let peers = world.room.peers.max(1);
+    let mut victim = peer(rng.random_range(0..peers));
+    let next = peer(rng.random_range(0..peers));
+    let word = *[Hello, Welcome, Welcome, Measure, Measured, Assign, Ready, Applied, Applied, Applied]
+        .choose(rng)
+        .unwrap_or(&Applied);
+    let most = match word {
+        Applied => 5,
+        Assign | Ready => 3,
+        // A second time when the host's page was loaded anew.
+        Hello | Welcome | Measure | Measured => 2,
+    };
+    let mut nth = rng.random_range(1..=most);
+    let mut comes = Duration::ZERO;
+    if matches!(word, Hello | Welcome | Measure | Measured) && rng.random() {
+        // One that comes late, while the others train.
+        comes = Duration::from_millis(rng.random_range(1_000..6_000));
+        world.plan(Moment::At(comes), Act::Join);
+        (victim, nth) = (peer(peers), 1);
+    }
+    let moment = if word == Hello && rng.random() {
+        // Before there is a way to say anything.
+        Moment::At(comes + Duration::from_millis(rng.random_range(1..200)))
+    } else {
+        Moment::Said { who: victim, word, nth }
+    };
+    let act = disturbance(rng, victim, next, world.is_public);
+    if matches!(act, Act::Hide(_)) {
+        let at = Duration::from_millis(rng.random_range(0..60_000));
+        world.plan(Moment::At(at), Act::Show(victim));
+    }
+    world.plan(moment, act);
 }
 
 /// Runs the room of a seed to its end, and has it write a text then.

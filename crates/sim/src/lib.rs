@@ -22,7 +22,7 @@ pub mod trace;
 pub mod violation;
 pub mod world;
 
-pub use act::{Act, JobName, Moment};
+pub use act::{Act, JobName, Moment, Word};
 pub use cost::{Access, Costs, DeviceSpec, Shape, Thermal};
 pub use counted::Counted;
 pub use engine::{HostEngine, JobError, Model, StageEngine, Text};
@@ -32,4 +32,4 @@ pub use series::Series;
 pub use toy::{Reference, Toy, ToyModel};
 pub use trace::Trace;
 pub use violation::Violation;
-pub use world::{HOST, Pace, PlanMade, Point, Room, Scenario, World, peer};
+pub use world::{Entry, HOST, Pace, PlanMade, Point, Room, Scenario, World, peer};

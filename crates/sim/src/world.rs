@@ -5,7 +5,7 @@ mod network;
 mod pulses;
 mod reload;
 
-use crate::act::{Act, JobName, Moment};
+use crate::act::{Act, JobName, Moment, Word};
 use crate::cost::{Costs, DeviceSpec, Heat};
 use crate::engine::{HostEngine, JobError, Model, StageEngine, Text};
 use crate::net::{Fabric, Network, Wire};
@@ -18,7 +18,7 @@ use baton_protocol::link::Lane;
 use baton_protocol::message::{Device, Message};
 use baton_protocol::pulse::{Monitor, Pulse};
 use baton_protocol::run::{LrSchedule, Settings};
-use baton_protocol::stage::{self, Failure, Stage};
+use baton_protocol::stage::{self, Failure, Stage, View};
 use baton_protocol::{Generation, PeerId};
 use network::Conn;
 use rand::{Rng, SeedableRng};
@@ -145,12 +145,30 @@ pub struct PlanMade {
 pub enum Point {
     /// No run is under way.
     NoRun,
+    /// The device is on its way into the room: a run may be under way among the others.
+    Handshake(Entry),
     /// The first plan is put in force: the device works on this, or waits.
     Start(Option<JobName>),
     /// Steps are made, or a person lets them wait.
     Step(Option<JobName>),
+    /// The device has updated, and its adapters and moments are on their way to the host (somebody's, at the host): the
+    /// step is not committed. It may have begun the next one.
+    Replication(Option<JobName>),
     /// A later plan is put in force.
     Recovery(Option<JobName>),
+}
+
+/// How far a device has come into the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Entry {
+    /// Not both of its links to the host are open at both ends.
+    Connecting,
+    /// They are, and it was not welcomed.
+    Greeting,
+    /// Its link to the host is timed for the first time.
+    Timing,
+    /// It measures itself for the run, or is to.
+    Measuring,
 }
 
 #[derive(Debug)]
@@ -234,7 +252,8 @@ pub struct World<M: Model = ToyModel> {
     pub plans: Vec<PlanMade>,
     /// What happened from outside, and when.
     pub happened: Vec<(Duration, Act)>,
-    /// Faults by name, and at which point of the run they struck.
+    /// Faults by name, and devices that joined late, and at which point of the run that was; a fault at a device that is not
+    /// there strikes nobody.
     pub struck: Vec<(&'static str, Point)>,
     /// By the real clock, how long each call of the host's machine took since the run was let go; if it is measured.
     pub host_calls: Option<Vec<Duration>>,
@@ -282,6 +301,8 @@ pub struct World<M: Model = ToyModel> {
     ended: Option<(PeerId, JobName)>,
     violation: Option<Violation>,
     judging: bool,
+    /// Devices whose adapters and moments are on their way to the host: the step is not committed.
+    replicating: BTreeSet<PeerId>,
     /// Somebody computes something else: the numbers are not those of one process.
     lied: bool,
     /// From when and until when.
@@ -370,6 +391,7 @@ impl<M: Model> World<M> {
             violation: None,
             lied: false,
             judging: false,
+            replicating: BTreeSet::new(),
             frozen: BTreeMap::new(),
             host_job: None,
             host_fails_next: false,
@@ -430,7 +452,7 @@ impl<M: Model> World<M> {
     pub fn plan(&mut self, moment: Moment, act: Act) {
         match moment {
             Moment::At(at) => self.schedule(at, Event::Act(act)),
-            Moment::Job { .. } => self.moments.push((moment, act)),
+            Moment::Job { .. } | Moment::Said { .. } => self.moments.push((moment, act)),
         }
     }
 
@@ -668,9 +690,11 @@ impl<M: Model> World<M> {
     /// Has something happen now.
     pub fn act(&mut self, act: Act) {
         self.happened.push((self.now, act));
-        if let Some((name, who)) = act.fault() {
+        if let Some((name, who)) = act.fault()
             // Of a fault that strikes nobody in particular, the host's work counts.
-            let point = self.point(who.unwrap_or(HOST));
+            && let Some(point) = self.point(who.unwrap_or(HOST))
+            && (act != Act::ReloadHost || self.is_under_way())
+        {
             self.struck.push((name, point));
         }
         match act {
@@ -779,20 +803,53 @@ impl<M: Model> World<M> {
         }
     }
 
-    /// Where the run stands for a device.
-    fn point(&mut self, who: PeerId) -> Point {
+    /// Where the run stands for a device; none for one that is not there.
+    fn point(&mut self, who: PeerId) -> Option<Point> {
+        if who != HOST && !self.nodes.contains_key(&who) {
+            return None;
+        }
+        let entry = self.entry(who);
+        let replicates =
+            if who == HOST { !self.replicating.is_empty() } else { self.replicating.contains(&who) };
         let ended = self.ended.filter(|(device, _)| *device == who).map(|(_, job)| job);
         let doing = match self.body(who).and_then(|body| body.doing) {
             Some((Doing::Job(job, _), _)) => Some(job),
             _ => ended,
         };
-        match self.coordinator.phase() {
-            RunPhase::Lobby if !self.reloaded => Point::NoRun,
+        Some(match self.coordinator.phase() {
             RunPhase::Finished | RunPhase::Stopped | RunPhase::Failed(_) => Point::NoRun,
+            _ if let Some(entry) = entry => Point::Handshake(entry),
+            RunPhase::Lobby if !self.reloaded => Point::NoRun,
+            RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_) if replicates => {
+                Point::Replication(doing)
+            }
             RunPhase::Loading if self.plans.len() <= 1 => Point::Start(doing),
             RunPhase::Loading | RunPhase::Lobby => Point::Recovery(doing),
             RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_) => Point::Step(doing),
+        })
+    }
+
+    /// How far a device has come that is not yet all the way in the room; none for others.
+    fn entry(&self, who: PeerId) -> Option<Entry> {
+        let view = self.nodes.get(&who)?.stage.view();
+        for lane in [Lane::Control, Lane::Bulk] {
+            // While the host's page loads, or the host is out of reach for good, nobody connects.
+            let conn = self.newest(HOST, who, lane).filter(|conn| self.is_alive(*conn))?;
+            if !(self.is_open(conn, 0) && self.is_open(conn, 1)) {
+                return Some(Entry::Connecting);
+            }
         }
+        if view == View::Greeting {
+            return Some(Entry::Greeting);
+        }
+        if !matches!(view, View::Waiting | View::Measuring) {
+            return None;
+        }
+        let device = self.coordinator.devices().into_iter().find(|device| device.peer == who)?;
+        if device.link.is_none() {
+            return Some(Entry::Timing);
+        }
+        (device.measuring || view == View::Measuring).then_some(Entry::Measuring)
     }
 
     fn random_index(&mut self, len: usize) -> Option<usize> {
@@ -836,20 +893,46 @@ impl<M: Model> World<M> {
         &self.moments
     }
 
-    /// Acts whose moment is now.
-    fn moment(&mut self, device: PeerId, name: JobName, ended: bool) {
+    /// Acts whose moment has come: those of a kind are counted down.
+    fn due(&mut self, is_of_this_kind: impl Fn(&Moment) -> bool) -> Vec<Act> {
         let mut now = Vec::new();
         self.moments.retain_mut(|(moment, act)| {
-            let Moment::Job { who, job, nth, done } = moment else { return false };
-            if (*who, *job, *done) == (device, name, ended) {
-                *nth = nth.saturating_sub(1);
-                if *nth == 0 {
-                    now.push(*act);
-                }
+            if !is_of_this_kind(moment) {
+                return true;
+            }
+            let (Moment::Job { nth, .. } | Moment::Said { nth, .. }) = moment else { return true };
+            *nth = nth.saturating_sub(1);
+            if *nth == 0 {
+                now.push(*act);
             }
             *nth > 0
         });
-        for act in now {
+        now
+    }
+
+    /// What happens while a message between the host and a device sets out.
+    fn said(&mut self, device: PeerId, message: &Message) {
+        let Some(spoken) = Word::of(message) else { return };
+        if let Message::Applied { generation, .. } = message
+            && self.plans.last().is_some_and(|plan| plan.generation == Some(*generation))
+        {
+            self.replicating.insert(device);
+        }
+        for act in self.due(
+            |moment| matches!(moment, Moment::Said { who, word, .. } if (*who, *word) == (device, spoken)),
+        ) {
+            // The machine is being polled: it happens next.
+            self.schedule(self.now, Event::Act(act));
+        }
+    }
+
+    /// Acts whose moment is now.
+    fn moment(&mut self, device: PeerId, name: JobName, ended: bool) {
+        let is_now = |moment: &Moment| match moment {
+            Moment::Job { who, job, done, .. } => (*who, *job, *done) == (device, name, ended),
+            _ => false,
+        };
+        for act in self.due(is_now) {
             if ended {
                 self.ended = Some((device, name));
                 self.act(act);

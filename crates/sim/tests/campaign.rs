@@ -3,28 +3,39 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use baton_sim::campaign::{self, CampaignError, Tally};
-use baton_sim::{JobName, Point, Seeds};
+use baton_sim::{Entry, JobName, Point, Seeds};
 
 #[test]
 fn rooms_with_faults_at_every_point_of_a_step_lose_none_and_make_none_twice() {
     let tally = campaign::campaign(Seeds::new(0, 400).unwrap(), 1).unwrap();
     assert_eq!(tally.broken, [], "repeat one with `baton simulate --campaign --seed SEED --runs 1`");
     assert_eq!((tally.runs, tally.steps), (400, 2000));
+    use Entry::{Connecting, Greeting, Measuring, Timing};
     use JobName::{Apply, Backward, Forward, Load, Norm};
+    let entries = [Connecting, Greeting, Timing, Measuring].map(Point::Handshake);
     let steps = [Forward, Backward, Norm, Apply].map(|job| Point::Step(Some(job)));
     let plans = [Point::Start(Some(Load)), Point::Recovery(Some(Load)), Point::Recovery(None)];
-    for point in steps.into_iter().chain(plans) {
+    for point in entries.into_iter().chain(steps).chain([Point::Replication(None)]).chain(plans) {
         assert!(tally.during.get(&point).is_some_and(|count| *count > 5), "{point}: {tally}");
     }
+    assert_eq!(tally.faults.values().sum::<u64>(), tally.during.values().sum(), "{tally}");
     for fault in [
         "kill",
         "vanish",
+        "leave",
+        "remove",
+        "failed job",
+        "late join",
         "freeze",
+        "freeze all",
         "isolate",
         "part",
         "cut",
         "slow link",
+        "slow device",
         "replay",
+        "linked again",
+        "pause",
         "host reload",
         "hide",
         "stall",

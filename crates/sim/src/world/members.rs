@@ -141,6 +141,7 @@ impl<M: Model> World<M> {
         // Everybody is told before the host begins; a page that was loaded anew counts from the start again.
         let is_open = |plan: &PlanMade| plan.generation == generation && plan.host.is_none();
         if !self.plans.last().is_some_and(is_open) {
+            self.replicating.clear();
             let plan = PlanMade {
                 generation,
                 at: self.now,
@@ -165,6 +166,7 @@ impl<M: Model> World<M> {
     /// The plan in force is complete; one of which no device was told has the host go on alone.
     fn host_loads(&mut self, blocks: &Range<u16>, micro_batches: u16, recompute: bool) {
         if self.plans.last().is_none_or(|plan| plan.host.is_some()) {
+            self.replicating.clear();
             let (at, stages) = (self.now, Vec::new());
             let recompute = (recompute, Vec::new());
             self.plans.push(PlanMade {
@@ -239,6 +241,7 @@ impl<M: Model> World<M> {
             self.violate(violation);
         }
         self.committed.push((report, self.now));
+        self.replicating.clear();
         self.keep();
     }
 
@@ -497,8 +500,13 @@ impl<M: Model> World<M> {
             (Some(spec), _) => spec,
             (None, None) if !self.is_public => return,
             (None, named) => {
+                let spec = named.cloned().unwrap_or_else(fallback);
                 self.strangers += 1;
-                named.cloned().unwrap_or_else(fallback)
+                if self.now > Duration::ZERO {
+                    let point = self.point(HOST);
+                    self.struck.extend(point.map(|point| ("late join", point)));
+                }
+                spec
             }
         };
         self.joined += 1;

@@ -114,6 +114,11 @@ impl<M: Model> World<M> {
         self.conns[conn].alive && self.conns[conn].ends[side].link.is_open()
     }
 
+    /// Frames on the way arrive, and new ones are put on it.
+    pub(super) fn is_alive(&self, conn: usize) -> bool {
+        self.conns[conn].alive && !self.conns[conn].closed
+    }
+
     pub(super) fn attach(&mut self, conn: usize, side: usize) {
         self.conns[conn].ends[side].attached = true;
         self.pump(conn);
@@ -156,6 +161,10 @@ impl<M: Model> World<M> {
     pub(super) fn send(&mut self, from: PeerId, to: PeerId, message: &Message) {
         let lane = if from == HOST || to == HOST { message.lane() } else { Lane::Bulk };
         let Some(conn) = self.newest(from, to, lane) else { return };
+        if from == HOST || to == HOST {
+            // Before its frames are on the way: even where they take no time, what happens now happens first.
+            self.said(if from == HOST { to } else { from }, message);
+        }
         let side = usize::from(self.conns[conn].members[1] == from);
         let end = &mut self.conns[conn].ends[side];
         let before = end.link.queued();

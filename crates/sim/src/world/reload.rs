@@ -34,10 +34,15 @@ impl<M: Model> World<M> {
         self.kept.drain(..written.saturating_sub(1));
     }
 
+    /// Whether the host's page is there, with a run that is to be gone on with.
+    pub(super) fn is_under_way(&self) -> bool {
+        use RunPhase::{Loaded, Loading, Paused, Running};
+        matches!(self.coordinator.phase(), Loading | Loaded | Running | Paused(_))
+    }
+
     /// Drops the host's machine, engine and connections. A run that is not under way is not gone on with.
     pub(super) fn reload(&mut self) {
-        let phase = self.coordinator.phase();
-        if !matches!(phase, RunPhase::Loading | RunPhase::Loaded | RunPhase::Running | RunPhase::Paused(_)) {
+        if !self.is_under_way() {
             return;
         }
         let now = self.now;
@@ -56,6 +61,7 @@ impl<M: Model> World<M> {
         }
         (self.host_job, self.host_fails_next) = (None, false);
         self.host_body.doing = None;
+        self.replicating.clear();
         self.frozen.remove(&HOST);
         self.monitors.insert(HOST, Monitor::new(now));
         // Texts were asked for by the page that is gone.
