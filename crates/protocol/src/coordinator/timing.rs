@@ -213,12 +213,13 @@ impl Coordinator {
     /// A stage has timed its link to the next one.
     pub(super) fn link_timed(&mut self, from: PeerId, generation: Generation, link: LinkProfile) {
         let Some(run) = self.run.as_mut().filter(|_| generation == self.generation) else { return };
+        // What nobody waits for may have been found while somebody worked, or be made up.
         if let Timing::Asked { rounds, .. } = &mut run.timing
             && let Some(Round::Stages(waiting)) = rounds.front_mut()
+            && waiting.remove(&from)
         {
-            waiting.remove(&from);
+            self.note(from, link);
         }
-        self.note(from, link);
     }
 
     /// Takes down the link of a stage to the next one, there and back.
