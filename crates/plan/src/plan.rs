@@ -167,7 +167,7 @@ pub fn plan(room: &Room, model: &ModelProfile, options: &Options) -> Result<Plan
 pub fn least_peak(room: &Room, model: &ModelProfile, options: &Options) -> Result<u64, PlanError> {
     let mut most = plan(room, model, options)?.prediction.peak_memory();
     let mut least = 0;
-    while most - least > most / LEAST_PEAK {
+    while most - least > (most / LEAST_PEAK).max(1) {
         let middle = least + (most - least) / 2;
         match fastest(&room.capped(middle), model, options)? {
             Some(lighter) => most = lighter.prediction.peak_memory().min(middle),

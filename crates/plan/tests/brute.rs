@@ -85,3 +85,19 @@ fn the_least_that_a_room_must_hold_is_found() {
     }
     assert!(found > 80 && lighter > 20, "{found} found, {lighter} lighter than the fastest plan by a tenth");
 }
+
+#[test]
+fn the_least_of_a_model_of_a_few_bytes_is_found_too() {
+    for bytes in 0..4 {
+        let none = Growth { linear: 0, quadratic: 0 };
+        let mut model = model(2);
+        for block in &mut model.blocks {
+            (block.frozen, block.adapters, block.state) = ([bytes; 4], 0, 0);
+            (block.kept, block.input, block.open, block.open_recompute) = (none, none, none, none);
+        }
+        model.ends = EndsProfile { frozen: [0; 4], trained: 0, open: none, logits: none, most_logits: 0 };
+        (model.buffers, model.loading) = (none, 0);
+        let least = least_peak(&ideal(2, 1.0, 1.0), &model, &Options::default()).unwrap();
+        assert!((bytes..=bytes + 1).contains(&least), "{least} of {bytes}");
+    }
+}

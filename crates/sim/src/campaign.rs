@@ -9,7 +9,7 @@ use crate::toy::{Toy, ToyModel};
 use crate::violation::Violation;
 use crate::world::{Entry, HOST, Pace, Point, Room, Scenario, World, peer};
 use baton_protocol::PeerId;
-use baton_protocol::run::Freedom;
+use baton_protocol::run::{Aim, Freedom};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
@@ -123,6 +123,7 @@ pub fn room(seed: u64) -> Result<World<ToyModel>, JobError> {
         recompute: rng.random(),
         host_blocks: rng.random(),
     };
+    settings.aim = if seed % 5 == 2 { Aim::Memory } else { Aim::Time };
     let delays = [0, 2, 30, 400].map(Duration::from_millis);
     let network = if drawn {
         Network::Drawn(*delays.choose(&mut rng).unwrap_or(&delays[0]))
