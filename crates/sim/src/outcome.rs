@@ -269,8 +269,8 @@ impl Outcome {
             let Range { start, end } = life.blocks;
             let blocks = match (*who == HOST, start < end) {
                 (true, false) => "ends".into(),
-                (true, true) => format!("ends, {start}–{}", end - 1),
-                (false, true) => format!("{start}–{}", end - 1),
+                (true, true) => format!("ends, {}", numbered(&life.blocks)),
+                (false, true) => numbered(&life.blocks),
                 (false, false) => "–".into(),
             };
             let left = match life.gone {
@@ -543,7 +543,7 @@ fn reasons<M: Model>(world: &World<M>) -> Vec<String> {
                 format!("it was still fetching blocks ({done} of {total})")
             }
             (Some(DeviceView { device: Some(_), standby: Some(blocks), .. }), _) => {
-                format!("it stood by for the blocks {}–{}", blocks.start, blocks.end.saturating_sub(1))
+                format!("it stood by for the blocks {}", numbered(&blocks))
             }
             (Some(DeviceView { device: Some(_), .. }), _) => "the room was no faster with it".into(),
             (None | Some(DeviceView { device: None, .. }), _) => "it was not connected to the host".into(),
@@ -551,4 +551,14 @@ fn reasons<M: Model>(world: &World<M>) -> Vec<String> {
         found.push(format!("{} had no blocks in the end: {why}", life.name));
     }
     found
+}
+
+/// Blocks as a person counts them, from 1 as the page does.
+pub(crate) fn numbered(blocks: &Range<u16>) -> String {
+    let Range { start, end } = blocks;
+    if *end == start.saturating_add(1) {
+        end.to_string()
+    } else {
+        format!("{}–{end}", start.saturating_add(1))
+    }
 }

@@ -1,7 +1,7 @@
 //! A run as a picture: an SVG with a row for each device, what it did when, and where steps end.
 
 use crate::act::JobName;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, numbered};
 use crate::trace::{Doing, Life};
 use crate::world::HOST;
 use std::fmt::Write as _;
@@ -214,9 +214,9 @@ impl Picture {
     fn row(&self, out: &mut String, is_host: bool, life: &Life, y: f64, names: &Names) {
         let Range { start, end } = life.blocks;
         let blocks = match (is_host, start < end) {
-            (true, true) => format!("ends, blocks {start}–{}", end - 1),
+            (true, true) => format!("ends, blocks {}", numbered(&life.blocks)),
             (true, false) => "ends".into(),
-            (false, true) => format!("blocks {start}–{}", end - 1),
+            (false, true) => format!("blocks {}", numbered(&life.blocks)),
             (false, false) => String::new(),
         };
         let _ = writeln!(

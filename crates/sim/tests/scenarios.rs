@@ -532,7 +532,7 @@ fn who_is_not_written_down_does_not_come_and_the_host_goes_on_alone() {
         // It has all blocks, says so, and its steps are held against what it can do alone.
         assert_eq!(outcome.trace.lives[&HOST].blocks, 0..28);
         assert!(outcome.plan.as_ref().unwrap().stages.is_empty());
-        assert!(outcome.table().contains("ends, 0–27"), "{}", outcome.table());
+        assert!(outcome.table().contains("ends, 1–28"), "{}", outcome.table());
         let last = outcome.steps.last().unwrap();
         let bound = last.bound.unwrap().as_secs_f64() / last.took.as_secs_f64();
         assert!((0.9..=1.0 + 1e-6).contains(&bound), "{last:?}");
