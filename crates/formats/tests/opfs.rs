@@ -55,6 +55,19 @@ async fn what_is_put_is_there_for_every_tab_and_the_next_visit() {
 }
 
 #[wasm_bindgen_test]
+async fn all_get_a_chunk_that_many_read_at_once() {
+    let bytes: Vec<u8> = (0..1 << 20).map(|i: u32| i as u8).collect();
+    let hash = sha256(&bytes);
+    fresh("crowd", 4 << 20).await.put(&hash, &bytes).await;
+    // As three tabs, of which a host's reads for itself and for its devices.
+    let tabs = [OpfsCache::open_in("crowd", None).await, OpfsCache::open_in("crowd", None).await];
+    let host = OpfsCache::open_in("crowd", None).await;
+    let readers = tabs.iter().chain(std::iter::repeat_n(&host, 10)).map(|cache| cache.get(&hash));
+    let got = futures::future::join_all(readers).await;
+    assert_eq!(got.iter().filter(|got| got.as_ref() == Some(&bytes)).count(), 12);
+}
+
+#[wasm_bindgen_test]
 async fn the_least_recently_used_go_first() {
     let cache = fresh("evict", 3500).await;
     for byte in 1..=3 {

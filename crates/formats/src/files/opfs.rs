@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use js_sys::{Reflect, Uint8Array};
+use js_sys::{Date, Reflect, Uint8Array};
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
 use web_sys::{
@@ -14,6 +14,12 @@ use web_sys::{
 use super::FilesError;
 use super::cache::{ChunkCache, Entry, Hash, Kept, to_evict};
 use super::http::describe;
+
+/// How often a file is read that others touch at the same time.
+const ATTEMPTS: u32 = 8;
+
+/// No file is touched more often than once in so many milliseconds.
+const TOUCH_MS: f64 = 60_000.0;
 
 /// The folder of the chunks.
 const FOLDER: &str = "baton-chunks";
@@ -45,6 +51,8 @@ pub struct OpfsCache {
     written: Cell<u32>,
     /// What is being written: a second writer of the same bytes need not wait.
     busy: RefCell<Vec<Kept>>,
+    /// What was touched since when, in milliseconds: who reads a file while it is touched has to read it again.
+    touched: RefCell<(f64, Vec<Kept>)>,
 }
 
 impl OpfsCache {
@@ -72,6 +80,7 @@ impl OpfsCache {
             held: Cell::new(None),
             written: Cell::new(0),
             busy: RefCell::default(),
+            touched: RefCell::default(),
         }
     }
 
@@ -150,22 +159,39 @@ impl OpfsCache {
 
     async fn read(&self, kept: Kept) -> Option<Vec<u8>> {
         let handle = self.handle(kept, false).await.ok()?;
-        // Without a lock, so that several may read; a file that is touched meanwhile is read once more.
-        let bytes = match contents(&handle).await {
-            Ok(bytes) => bytes,
-            Err(_) => contents(&handle).await.ok()?,
-        };
-        let Some(bytes) = bytes.and_then(|bytes| kept.open(bytes)) else {
+        // Without a lock, so that several may read; a file that is touched meanwhile is read once more. As often as other tabs
+        // may touch it: a host whose devices all ask for one chunk must not go to the hub for it.
+        let mut read = contents(&handle).await;
+        for _ in 1..ATTEMPTS {
+            if read.is_ok() {
+                break;
+            }
+            read = contents(&handle).await;
+        }
+        let Some(bytes) = read.ok()?.and_then(|bytes| kept.open(bytes)) else {
             // A torn write. Not deleted where another tab is writing it right now.
             drop(self.remove(&kept.name()).await);
             self.held.set(None);
             return None;
         };
-        if self.writable {
+        if self.writable && self.is_stale(kept) {
             // It is merely forgotten sooner if this fails.
             drop(touch(&handle).await);
         }
         Some(bytes)
+    }
+
+    /// Whether this tab did not touch a file in the last minute, and is to do it now.
+    fn is_stale(&self, kept: Kept) -> bool {
+        let (now, mut touched) = (Date::now(), self.touched.borrow_mut());
+        if !(0.0..TOUCH_MS).contains(&(now - touched.0)) {
+            *touched = (now, Vec::new());
+        }
+        let is_stale = !touched.1.contains(&kept);
+        if is_stale {
+            touched.1.push(kept);
+        }
+        is_stale
     }
 
     async fn keep(&self, kept: Kept, bytes: &[u8]) {
