@@ -17,7 +17,7 @@
 //! | call | from | gives |
 //! | --- | --- | --- |
 //! | [`plan`] | room, model, options | the fastest [`Plan`] that fits, or [`PlanError::Refused`] |
-//! | [`least_peak`] | the same | the bytes without which the most loaded device cannot do |
+//! | [`lightest`] | the same | the [`Partition`] whose most loaded device holds the least |
 //! | [`predict`] | the same and a [`Partition`] | its [`Prediction`]: step, bound, bubble; busy seconds and bytes of each device |
 //! | [`settle`] | the same | the partition in which those compute again whose memory demands it |
 //! | [`tune`] | the same | the best cut of its steps, micro-batches in flight and recomputation |
@@ -27,6 +27,7 @@
 
 mod bounded;
 mod costs;
+mod light;
 mod plan;
 mod profile;
 mod refusal;
@@ -36,9 +37,9 @@ mod timeline;
 mod track;
 
 pub use bounded::at_most;
+pub use light::lightest;
 pub use plan::{
-    Load, MemoryParts, Partition, Plan, PlanError, Prediction, StagePlan, least_peak, plan, predict, settle,
-    tune,
+    Load, MemoryParts, Partition, Plan, PlanError, Prediction, StagePlan, plan, predict, settle, tune,
 };
 pub use profile::{
     BadProfile, BlockProfile, BoundaryPrecision, Curve, DeviceIndex, DeviceProfile, EndsProfile, Growth,

@@ -17,8 +17,6 @@ pub(crate) const MAX_DEVICES: usize = 64;
 const ENOUGH: f64 = 1.02;
 /// So many in flight beyond 1F1B's own, if there is memory: a message may wait for a busy thread on its way.
 const LEAST_AHEAD: u16 = 2;
-/// [`least_peak`] is off by no more than this part of itself.
-const LEAST_PEAK: u64 = 100;
 /// Another number of micro-batches than the one in force has to take less than this share of its time.
 const OTHER_COUNT: f64 = 0.9;
 
@@ -154,31 +152,6 @@ pub struct Plan {
 /// # Errors
 /// Nothing fits ([`PlanError::Refused`], with what would make it fit), or a profile or an option cannot be.
 pub fn plan(room: &Room, model: &ModelProfile, options: &Options) -> Result<Plan, PlanError> {
-    let refused = || PlanError::Refused(Box::new(refusal::explain(room, model, options)));
-    fastest(room, model, options)?.ok_or_else(refused)
-}
-
-/// Bytes without which the most loaded device cannot do, whatever the plan, to a hundredth: a [`plan`] for the
-/// [`capped`](Room::capped) room is the fastest of those that ask that little of everybody. Confidant's aim (peak memory of the
-/// most loaded device), with the time of a step in second place.
-///
-/// # Errors
-/// As [`plan`]'s.
-pub fn least_peak(room: &Room, model: &ModelProfile, options: &Options) -> Result<u64, PlanError> {
-    let mut most = plan(room, model, options)?.prediction.peak_memory();
-    let mut least = 0;
-    while most - least > (most / LEAST_PEAK).max(1) {
-        let middle = least + (most - least) / 2;
-        match fastest(&room.capped(middle), model, options)? {
-            Some(lighter) => most = lighter.prediction.peak_memory().min(middle),
-            None => least = middle,
-        }
-    }
-    Ok(most)
-}
-
-/// [`plan`]; none if nothing fits.
-fn fastest(room: &Room, model: &ModelProfile, options: &Options) -> Result<Option<Plan>, PlanError> {
     check(room, model, options)?;
     if room.devices.len() > MAX_DEVICES {
         return plan_for_some(room, model, options);
@@ -202,14 +175,14 @@ fn fastest(room: &Room, model: &ModelProfile, options: &Options) -> Result<Optio
             }
         }
         if let Some((_, plan)) = best {
-            return Ok(Some(plan));
+            return Ok(plan);
         }
     }
-    Ok(None)
+    Err(PlanError::Refused(Box::new(refusal::explain(room, model, options))))
 }
 
 /// The fastest of many devices, planned for alone.
-fn plan_for_some(room: &Room, model: &ModelProfile, options: &Options) -> Result<Option<Plan>, PlanError> {
+fn plan_for_some(room: &Room, model: &ModelProfile, options: &Options) -> Result<Plan, PlanError> {
     let mut order: Vec<usize> = (0..room.devices.len()).collect();
     // By blocks a second for each sample; a device without memory is of no use however fast.
     let least = model.blocks.iter().map(|block| block.frozen[Storage::Nf4 as usize]).min().unwrap_or(0);
@@ -222,7 +195,7 @@ fn plan_for_some(room: &Room, model: &ModelProfile, options: &Options) -> Result
     });
     order.truncate(MAX_DEVICES);
     order.sort_unstable();
-    let Some(mut plan) = fastest(&part_of(room, &order), model, options)? else { return Ok(None) };
+    let mut plan = plan(&part_of(room, &order), model, options)?;
     let old = |device: &mut DeviceIndex| {
         device.0 = u16::try_from(order[usize::from(device.0)]).unwrap_or(u16::MAX);
     };
@@ -233,7 +206,7 @@ fn plan_for_some(room: &Room, model: &ModelProfile, options: &Options) -> Result
         }
     }
     plan.proven = false;
-    Ok(Some(plan))
+    Ok(plan)
 }
 
 /// The room with these devices alone, whose indices rise.

@@ -316,17 +316,6 @@ impl Room {
         }
     }
 
-    /// The same room where no device lends more than so many bytes.
-    #[must_use]
-    pub fn capped(&self, bytes: u64) -> Self {
-        let mut room = self.clone();
-        let devices = room.devices.iter_mut().map(|peer| &mut peer.device);
-        for device in std::iter::once(&mut room.host.device).chain(devices) {
-            device.memory = device.memory.min(bytes);
-        }
-        room
-    }
-
     /// The profile of the host or a peer, if there is such a peer.
     pub fn device(&self, node: Node) -> Option<&DeviceProfile> {
         match node {

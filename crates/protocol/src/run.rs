@@ -66,8 +66,8 @@ pub enum Aim {
     /// The shortest step among the plans that every device has the memory for.
     #[default]
     Time,
-    /// The least memory of the most loaded device, as long as no more than 24 devices are there; the shortest step among the
-    /// plans that ask that little.
+    /// The least memory of the most loaded device. What is left to the planner is chosen for that, too: as many micro-batches as
+    /// there may be, activations computed again, none more in flight than 1F1B has.
     Memory,
 }
 

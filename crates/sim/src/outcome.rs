@@ -543,7 +543,7 @@ fn reasons<M: Model>(world: &World<M>) -> Vec<String> {
                 format!("it was still fetching blocks ({done} of {total})")
             }
             (Some(DeviceView { device: Some(_), standby: Some(blocks), .. }), _) => {
-                format!("it stood by for the blocks {}", numbered(&blocks))
+                format!("it stood by for the blocks {}", numbered(blocks))
             }
             (Some(DeviceView { device: Some(_), .. }), _) => "the room was no faster with it".into(),
             (None | Some(DeviceView { device: None, .. }), _) => "it was not connected to the host".into(),

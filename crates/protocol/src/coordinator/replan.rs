@@ -25,7 +25,7 @@ pub(super) const REORDER: f64 = 0.8;
 pub(super) const LEAVE_OUT: f64 = 60.0;
 /// In a larger room the order of the devices is the one in which they came, and only their shares are chosen: the search
 /// would take seconds.
-pub(super) const MOST_PLANNED: usize = 24;
+const MOST_PLANNED: usize = 24;
 /// Of two plans after a loss the one that keeps more is left for one with which the next steps are done in this share of the
 /// time, ...
 const SOONER: f64 = 0.9;
@@ -52,7 +52,9 @@ impl Coordinator {
         if chosen.is_empty() {
             chosen.clone_from(&all);
         }
-        self.cap(&chosen);
+        if let Some(shape) = self.lightest(&chosen).or_else(|| self.lightest(&all)) {
+            return Ok(shape);
+        }
         if let Some(shape) = self.found_before(&chosen) {
             return Ok(shape);
         }
@@ -62,7 +64,6 @@ impl Coordinator {
             best = self.planned(&chosen);
             if matches!(best, Some(Err(_))) && chosen.len() < all.len() {
                 chosen = all;
-                self.cap(&chosen);
                 best = self.planned(&chosen);
                 in_order = self.in_order(&chosen);
             }
@@ -138,10 +139,6 @@ impl Coordinator {
 
     /// The plan nearest to the one in force without the devices that are not there any more.
     fn mended(&mut self) -> Result<Shape, String> {
-        // Going on comes first; what everybody must hold at least is found out when a better plan is looked for.
-        if let Some(run) = &mut self.run {
-            run.cap = None;
-        }
         let Some(run) = &self.run else { return self.design() };
         let usable = self.usable();
         let old = &run.plan.shape;

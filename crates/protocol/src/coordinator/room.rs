@@ -4,15 +4,15 @@
 //! A device that was not measured yet is taken for one like the median of the others; where none was, all are alike.
 
 use super::Coordinator;
-use super::replan::{LEAVE_OUT, MOST_PLANNED, REORDER};
-use super::state::{Answer, Cap, Run, Shape, TimedWire};
+use super::replan::{LEAVE_OUT, REORDER};
+use super::state::{Answer, Run, Shape, TimedWire};
 use crate::codec::Precision;
 use crate::ids::PeerId;
 use crate::run::{Aim, Backbone, Freedom, Settings};
 use baton_plan::{
     BoundaryPrecision, Bytes, Curve, DeviceIndex, DeviceProfile, HostProfile, Hysteresis, LinkProfile,
     ModelProfile, Node, Options, Partition, PeerProfile, PlanError, Prediction, Recompute, Room, Situation,
-    StagePlan, Storage, Wire, fetch_time, fetches, least_peak, plan, predict, settle, tune,
+    StagePlan, Storage, Wire, fetch_time, fetches, lightest, plan, predict, settle, tune,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,6 +31,9 @@ const TURN: f64 = 2.0;
 const SOURCE: f64 = 1e12;
 /// Bytes a second that a host reads of its own disk and checks.
 const HOST_READS: f64 = 1e8;
+/// A run whose aim is little memory is moved to a plan whose most loaded device holds no more than this share of what one
+/// holds now.
+const LIGHTER: f64 = 0.95;
 /// For so long after a run began its browsers may still compile the engine anew, next to the work.
 pub(super) const COMPILES: Duration = Duration::from_secs(60);
 /// Every device that opens the page has as many bytes as this.
@@ -63,44 +66,21 @@ impl Coordinator {
             }
             Err(_) => return None,
         };
-        let stage = |stage: StagePlan| {
-            let DeviceIndex(index) = *stage.devices.first()?;
-            Some((*devices.get(usize::from(index))?, stage.blocks))
-        };
-        let stages: Option<Vec<_>> = found.partition.stages.into_iter().map(stage).collect();
-        let Partition { host, micro_batches, ahead, .. } = found.partition;
-        Some(Ok(self.tuned(Shape { host, stages: stages?, micro_batches, ahead })))
+        Some(Ok(self.tuned(shape(found.partition, devices)?)))
     }
 
-    /// Finds out what the most loaded of these devices must hold at least, if that is the aim and they are few enough for
-    /// the search: from here on nobody is asked for more.
-    pub(super) fn cap(&mut self, devices: &[PeerId]) {
-        let Some(run) = self.run.as_ref().filter(|run| run.start.settings.aim == Aim::Memory) else { return };
-        if run.cap.as_ref().is_some_and(|cap| cap.devices == devices) {
-            return;
-        }
-        let least = || {
-            if devices.len() > MOST_PLANNED {
-                return None;
-            }
-            let (room, model) = (self.uncapped(run, devices)?, run.start.profile.as_ref()?);
-            // Where nothing fits, the planner itself says why.
-            least_peak(&room, model, &self.options(run)).ok()
-        };
-        let devices = devices.to_vec();
-        let cap = least().map(|bytes| Cap { devices, bytes });
-        if let Some(run) = &mut self.run {
-            run.cap = cap;
-        }
+    /// The plan for these devices, in this order, whose most loaded device holds the least; none where that is not the
+    /// run's aim, nothing fits, or the model or every device is unknown to the planner.
+    pub(super) fn lightest(&self, devices: &[PeerId]) -> Option<Shape> {
+        let run = self.run.as_ref().filter(|run| run.start.settings.aim == Aim::Memory)?;
+        let (room, model) = (self.room(run, devices)?, run.start.profile.as_ref()?);
+        shape(lightest(&room, model, &self.options(run)).ok()??, devices)
     }
 
     /// What a plan that is looked for may be.
     fn options(&self, run: &Run) -> Options {
-        let mut options = options(&run.start.settings);
-        if self.host_may_help(run) {
-            options.host_blocks = run.start.blocks;
-        }
-        options
+        let host_blocks = if self.host_may_help(run) { run.start.blocks } else { 0 };
+        Options { host_blocks, ..options(&run.start.settings) }
     }
 
     /// Whether the host has blocks of its own where that makes steps shorter: how fast it is has to be known.
@@ -215,6 +195,11 @@ impl Coordinator {
         // Everybody stands still while the host reads its own: it gets nothing ready before.
         let host_loads = bytes as f64 / HOST_READS;
         let move_time = TURN + host_loads + fetch_time(&room, &fetches(model, &from, &to), SOURCE);
+        if run.start.settings.aim == Aim::Memory {
+            // It must ask less of the most loaded, and the way be short beside the work that is left.
+            let lighter = candidate.peak_memory() as f64 <= LIGHTER * current.peak_memory() as f64;
+            return Some(lighter && candidate.step * f64::from(steps_left) > 2.0 * move_time);
+        }
         if helps && wanted.stages.len() > now.stages.len() {
             // Who came takes part, as from the start: unless the rest is over soon, or much shorter without.
             let (rest, with) = (current.step * f64::from(steps_left), candidate.step * f64::from(steps_left));
@@ -325,16 +310,7 @@ impl Coordinator {
         }
     }
 
-    /// These devices and the host, each with the memory that may be asked of it.
     fn room(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
-        let room = self.uncapped(run, devices)?;
-        Some(match &run.cap {
-            Some(cap) => room.capped(cap.bytes),
-            None => room,
-        })
-    }
-
-    fn uncapped(&self, run: &Run, devices: &[PeerId]) -> Option<Room> {
         let link = |id: &PeerId| self.peers.get(id).and_then(|peer| peer.probe.link()).unwrap_or(LINK);
         let profiles = if devices.is_empty() { Vec::new() } else { self.profiles(run, devices)? };
         let host = match (self.own_profile(run, &profiles), profiles.first()) {
@@ -382,6 +358,17 @@ fn pace(profile: &DeviceProfile, run: &Run) -> [f64; 2] {
     let forward = profile.forward.at(samples);
     let again = if recompute(&run.start.settings) == Recompute::Always { forward } else { 0.0 };
     [forward, profile.backward.at(samples) + again]
+}
+
+/// A plan as the room writes it; these devices are those of the planner's room.
+fn shape(partition: Partition, devices: &[PeerId]) -> Option<Shape> {
+    let stage = |stage: StagePlan| {
+        let DeviceIndex(index) = *stage.devices.first()?;
+        Some((*devices.get(usize::from(index))?, stage.blocks))
+    };
+    let Partition { host, stages, micro_batches, ahead, .. } = partition;
+    let stages = stages.into_iter().map(stage).collect::<Option<_>>()?;
+    Some(Shape { host, stages, micro_batches, ahead })
 }
 
 /// A plan as the planner writes it; these devices are those of its room.
@@ -444,7 +431,8 @@ fn options(settings: &Settings) -> Options {
             Precision::F32 => BoundaryPrecision::F32,
             Precision::F16 => BoundaryPrecision::F16,
         }],
-        most_ahead: if settings.freedom.ahead { MOST_AHEAD } else { 0 },
+        // More in flight is more to hold.
+        most_ahead: if settings.freedom.ahead && settings.aim == Aim::Time { MOST_AHEAD } else { 0 },
         recompute: recompute(settings),
         // More only for a host that may help, or where the others lack the memory.
         host_blocks: 0,
@@ -460,14 +448,20 @@ fn counts(settings: &Settings) -> Vec<u16> {
     }
     let divides =
         |count: &u16| settings.batch_size.is_multiple_of((*count).into()) || *count == settings.micro_batches;
-    (1..=MOST_MICRO_BATCHES)
+    let mut counts: Vec<u16> = (1..=MOST_MICRO_BATCHES)
         .filter(|count| u32::from(*count) <= settings.batch_size)
         .filter(divides)
-        .collect()
+        .collect();
+    if settings.aim == Aim::Memory {
+        // The fewer samples at once, the less there is to hold.
+        counts.drain(..counts.len().saturating_sub(1));
+    }
+    counts
 }
 
 fn recompute(settings: &Settings) -> Recompute {
     match settings {
+        Settings { freedom: Freedom { recompute: true, .. }, aim: Aim::Memory, .. } => Recompute::Always,
         Settings { freedom: Freedom { recompute: true, .. }, .. } => Recompute::WhereNeeded,
         Settings { recompute: true, .. } => Recompute::Always,
         Settings { recompute: false, .. } => Recompute::Never,

@@ -391,8 +391,6 @@ pub(super) struct Run {
     pub(super) moved: (Step, u32),
     /// What was found best last.
     pub(super) answer: Option<Answer>,
-    /// What no device is to hold more than, if a run's aim is little memory.
-    pub(super) cap: Option<Cap>,
     /// Steps that are committed; the state that belongs to them.
     pub(super) committed: Step,
     pub(super) states: BTreeMap<u16, BlockBytes>,
@@ -414,13 +412,6 @@ pub(super) struct Run {
     /// Texts on their way through the stages.
     pub(super) inferring: BTreeSet<u32>,
     pub(super) end: Option<End>,
-}
-
-/// Bytes without which the most loaded of these devices and the host cannot do.
-#[derive(Debug)]
-pub(super) struct Cap {
-    pub(super) devices: Vec<PeerId>,
-    pub(super) bytes: u64,
 }
 
 impl Run {
@@ -447,7 +438,6 @@ impl Run {
             considered: Duration::ZERO,
             moved: (start.committed, 0),
             answer: None,
-            cap: None,
             committed: start.committed,
             states,
             open: OpenStep::new(start.committed, &plan),
