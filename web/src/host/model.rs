@@ -241,7 +241,7 @@ fn Memory(kept: Memo<Option<FrozenInfo>>) -> impl IntoView {
                 <tbody>{rows}</tbody>
             </table>
             <p class="hint">
-                "Training comes on top: adapters, activations, and the text on this device, which takes over blocks of the phones where that is faster (Settings). A phone’s browser ends a tab at about 1.5 GB."
+                "Training comes on top: adapters, activations, and the text on this device, which takes over blocks of the phones where that helps (Settings). A phone’s browser ends a tab at about 1.5 GB."
             </p>
             <p class="hint" hidden=move || !tight()>
                 "That is tight here: keep the frozen weights smaller (Settings), or invite more phones."
