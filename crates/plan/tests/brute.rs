@@ -126,7 +126,12 @@ fn the_lightest_plan_is_as_light_as_can_be() {
                     continue;
                 };
                 let said = predict(&room, &model, &options, &light).unwrap();
-                assert!(said.fits() && Some(said.peak_memory()) == best, "seed {seed}: {said:?} {best:?}");
+                assert!(said.fits(), "seed {seed}: {said:?}");
+                if light.stages.len() < devices {
+                    assert_eq!(best, None, "seed {seed}: somebody is left out where all can take part");
+                    continue;
+                }
+                assert_eq!(Some(said.peak_memory()), best, "seed {seed}: {said:?}");
                 found += 1;
                 let fast = plan(&room, &model, &options).ok().map(|plan| plan.prediction.peak_memory());
                 lighter += u32::from(fast.is_some_and(|fast| said.peak_memory() < fast * 9 / 10));
@@ -147,7 +152,37 @@ fn the_lightest_plan_of_a_model_of_a_few_bytes_is_found_too() {
         }
         model.ends = EndsProfile { frozen: [0; 4], trained: 0, open: none, logits: none, most_logits: 0 };
         (model.buffers, model.loading) = (none, 0);
-        let light = lightest(&ideal(2, 1.0, 1.0), &model, &Options::default()).unwrap().unwrap();
+        let (room, options) = (ideal(2, 1.0, 1.0), Options::default());
+        let light = lightest(&room, &model, &options).unwrap().unwrap();
         assert_eq!(light.stages.iter().map(|stage| stage.blocks.len()).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(predict(&room, &model, &options, &light).unwrap().peak_memory(), bytes);
     }
+}
+
+#[test]
+fn a_host_with_large_ends_does_not_make_the_lightest_plan_uneven() {
+    let mut model = model(12);
+    model.ends.frozen = [200_000_000; 4];
+    let light = lightest(&ideal(3, 1.0, 1.0), &model, &Options::default()).unwrap().unwrap();
+    assert_eq!(light.host, 0..0);
+    let lens: Vec<usize> = light.stages.iter().map(|stage| stage.blocks.len()).collect();
+    assert!(lens.iter().all(|len| (3..=5).contains(len)), "{lens:?}");
+}
+
+#[test]
+fn who_lacks_the_memory_at_its_place_is_left_out_of_the_lightest_plan() {
+    let (model, mut room) = (model(6), ideal(3, 1.0, 1.0));
+    let options = Options { recompute: Recompute::Never, host_blocks: 0, ..Options::default() };
+    let light = |room: &Room| lightest(room, &model, &options).unwrap();
+    let whole = light(&room).unwrap();
+    let said = predict(&room, &model, &options, &whole).unwrap();
+    // Enough for a block with one sample in flight, and not for the four of the first place.
+    let block = said.loads[1].memory.total() / whole.stages[0].blocks.len() as u64;
+    room.devices[0].device.memory = block * 8 / 10;
+    let left = light(&room).unwrap();
+    assert_eq!(left.stages.iter().map(|stage| stage.devices[0].0).collect::<Vec<_>>(), [1, 2]);
+    for peer in &mut room.devices {
+        peer.device.memory = 1000;
+    }
+    assert_eq!(light(&room), None);
 }

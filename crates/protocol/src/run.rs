@@ -67,7 +67,7 @@ pub enum Aim {
     #[default]
     Time,
     /// The least memory of the most loaded device. What is left to the planner is chosen for that, too: as many micro-batches as
-    /// there may be, activations computed again, none more in flight than 1F1B has.
+    /// there may be, activations computed again, none more in flight than 1F1B has. In rooms of up to 64 devices.
     Memory,
 }
 
@@ -80,7 +80,8 @@ pub struct Freedom {
     pub micro_batches: bool,
     /// How many of them are in flight: more than [`Settings::ahead`] where the way between devices is long.
     pub ahead: bool,
-    /// Which devices compute activations again: those that lack the memory to keep them.
+    /// Which devices compute activations again: those that lack the memory to keep them, or all where little memory is the
+    /// aim.
     pub recompute: bool,
     /// Whether the host has blocks of its own beside others that have some, as many as make a step the shortest.
     /// Otherwise it takes those that the others cannot hold.

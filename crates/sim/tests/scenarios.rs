@@ -5,7 +5,7 @@
 use baton_sim::outcome::{End, Outcome};
 use baton_sim::scenario::Scenario;
 use baton_sim::trace::Life;
-use baton_sim::{HOST, Series, timeline};
+use baton_sim::{HOST, PlanMade, Series, timeline};
 use std::time::Duration;
 
 fn scenario(name: &str) -> Scenario {
@@ -507,16 +507,27 @@ fn a_room_that_is_to_spare_memory_asks_the_least_of_the_most_loaded_device() {
     let two = even_with(&[room[0], ("count = 4", "count = 2"), (CUT, LIGHT)]);
     assert_eq!((left.incidents.len(), left.steps.len()), (1, 30), "{}", left.table());
     let (was, is) = (two.plan.as_ref().unwrap(), left.plan.as_ref().unwrap());
-    assert_eq!((&is.recompute, &is.host), (&was.recompute, &was.host), "{}", left.table());
+    let shares = |plan: &PlanMade| plan.stages.iter().map(|(_, blocks)| blocks.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (&is.recompute, &is.host, shares(is)),
+        (&was.recompute, &was.host, shares(was)),
+        "{}",
+        left.table()
+    );
     // Nobody is left but the host, which has the memory for all.
     let gone = "latency_ms = 1.5\n[[faults]]\nwhat = \"kill\"\ndevice = \"phone\"\nat = 40";
     let alone = [room[0], ("count = 4", "count = 1"), (CUT, LIGHT), longer, ("latency_ms = 1.5", gone)];
     let alone = even_with(&alone);
     assert_eq!(alone.steps.len(), 30, "{}", alone.table());
-    // Who comes when the rest is short is not waited for.
-    let late = "joins_at = 4\ncount = 3";
-    let joined = even_with(&[room[0], ("count = 4", late), (CUT, LIGHT), longer]);
-    assert_eq!(joined.steps.len(), 30, "{}", joined.table());
+    // Who comes takes part, but not for the last step.
+    for (joins, stages) in [("joins_at = 30", 4), ("joins_at = 375", 3)] {
+        let late = format!(
+            "latency_ms = 1.5\n[[devices]]\nname = \"late\"\ngflops = 20\nup_mbit = 200\ndown_mbit = 200\n{joins}"
+        );
+        let joined = with(&[(CUT, LIGHT), longer, ("latency_ms = 1.5", &late)]);
+        let plan = joined.plan.as_ref().unwrap();
+        assert_eq!((joined.steps.len(), plan.stages.len()), (30, stages), "{}", joined.table());
+    }
 }
 
 #[test]

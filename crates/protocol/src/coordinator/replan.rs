@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Where no times are known, a plan is left for another one only if its longest stage is as much shorter as this, ...
 const WORTH: f64 = 0.9;
 /// ... and at least so many steps are left to be made with it.
-const STEPS_LEFT: u32 = 2;
+pub(super) const STEPS_LEFT: u32 = 2;
 /// Another order of the same devices must be faster by this much.
 pub(super) const REORDER: f64 = 0.8;
 /// A device that would do its part is left without one only if all that is left of the run is shorter by so many seconds

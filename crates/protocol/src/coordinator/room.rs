@@ -4,7 +4,7 @@
 //! A device that was not measured yet is taken for one like the median of the others; where none was, all are alike.
 
 use super::Coordinator;
-use super::replan::{LEAVE_OUT, REORDER};
+use super::replan::{LEAVE_OUT, REORDER, STEPS_LEFT};
 use super::state::{Answer, Run, Shape, TimedWire};
 use crate::codec::Precision;
 use crate::ids::PeerId;
@@ -74,7 +74,11 @@ impl Coordinator {
     pub(super) fn lightest(&self, devices: &[PeerId]) -> Option<Shape> {
         let run = self.run.as_ref().filter(|run| run.start.settings.aim == Aim::Memory)?;
         let (room, model) = (self.room(run, devices)?, run.start.profile.as_ref()?);
-        shape(lightest(&room, model, &self.options(run)).ok()??, devices)
+        let own = self.options(run);
+        // What does not fit the others, the host takes, if it can.
+        let with_host = || Options { host_blocks: run.start.blocks, ..own.clone() };
+        let light = |options: &Options| lightest(&room, model, options).ok().flatten();
+        shape(light(&own).or_else(|| light(&with_host()))?, devices)
     }
 
     /// What a plan that is looked for may be.
@@ -196,9 +200,13 @@ impl Coordinator {
         let host_loads = bytes as f64 / HOST_READS;
         let move_time = TURN + host_loads + fetch_time(&room, &fetches(model, &from, &to), SOURCE);
         if run.start.settings.aim == Aim::Memory {
-            // It must ask less of the most loaded, and the way be short beside the work that is left.
-            let lighter = candidate.peak_memory() as f64 <= LIGHTER * current.peak_memory() as f64;
-            return Some(lighter && candidate.step * f64::from(steps_left) > 2.0 * move_time);
+            // It must ask less of the most loaded, and the way be short beside the work that is left. Who came takes part,
+            // if nobody holds more for it.
+            let (new, old) = (candidate.peak_memory() as f64, current.peak_memory() as f64);
+            let joined = helps && wanted.stages.len() > now.stages.len() && new <= old;
+            let wanted = new <= LIGHTER * old || joined || now.stages.is_empty();
+            let rest = candidate.step * f64::from(steps_left);
+            return Some(wanted && steps_left > STEPS_LEFT && rest > 2.0 * move_time);
         }
         if helps && wanted.stages.len() > now.stages.len() {
             // Who came takes part, as from the start: unless the rest is over soon, or much shorter without.
