@@ -180,9 +180,9 @@ pub(crate) fn SettingsPanel() -> impl IntoView {
                 )}
                 {select(
                     "set-aim",
-                    "Blocks are shared for",
+                    "Blocks shared for",
                     |f| &mut f.aim,
-                    &[("time", "The shortest step"), ("memory", "The least memory of any device")],
+                    &[("time", "Speed"), ("memory", "Little memory")],
                 )}
             </div>
             <div class="cell">
