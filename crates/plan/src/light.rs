@@ -1,7 +1,7 @@
 //! The plan under which the most loaded device holds the least: Confidant's aim, where [`plan`](crate::plan) looks for time.
 
 use crate::costs::Costs;
-use crate::plan::{MAX_DEVICES, Partition, PlanError, StagePlan, check};
+use crate::plan::{MAX_DEVICES, Partition, PlanError, StagePlan, check, nothing_allowed};
 use crate::profile::{DeviceIndex, ModelProfile, Options, Recompute, Room};
 
 /// Where each position's blocks end, the host's first, and the most bytes that the host and any device hold.
@@ -39,8 +39,7 @@ pub fn lightest(
     let (Some(&micro_batches), Some(&storage), Some(&boundary)) =
         (counts.last(), options.storages.first(), options.boundaries.first())
     else {
-        let none = "no number of micro-batches, storage or precision is allowed";
-        return Err(PlanError::Wrong(none.into()));
+        return Err(nothing_allowed());
     };
     if room.devices.len() > MAX_DEVICES {
         return Ok(None);

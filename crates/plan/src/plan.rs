@@ -158,7 +158,7 @@ pub fn plan(room: &Room, model: &ModelProfile, options: &Options) -> Result<Plan
     }
     let counts = options.counts();
     if counts.is_empty() || options.storages.is_empty() || options.boundaries.is_empty() {
-        return Err(PlanError::Wrong("no number of micro-batches, storage or precision is allowed".into()));
+        return Err(nothing_allowed());
     }
     for &storage in &options.storages {
         let mut best: Option<(Found, Plan)> = None;
@@ -179,6 +179,11 @@ pub fn plan(room: &Room, model: &ModelProfile, options: &Options) -> Result<Plan
         }
     }
     Err(PlanError::Refused(Box::new(refusal::explain(room, model, options))))
+}
+
+/// What [`Options`] say that leave nothing to choose from.
+pub(crate) fn nothing_allowed() -> PlanError {
+    PlanError::Wrong("no number of micro-batches, storage or precision is allowed".into())
 }
 
 /// The fastest of many devices, planned for alone.

@@ -369,7 +369,7 @@ impl Growth {
 }
 
 /// A transformer block. Bytes as `baton_model::stage_memory` counts them.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockProfile {
     /// Time that it takes, in times of the block that the devices measured themselves on.
     pub work: f64,

@@ -202,23 +202,13 @@ impl Hostile {
 
     /// A model whose blocks take a hundred bytes each.
     fn model(&mut self, blocks: u16) -> Option<ModelProfile> {
-        let none = Growth::default();
-        let block = BlockProfile {
-            work: 1.0,
-            frozen: [100; 4],
-            adapters: 0,
-            state: 0,
-            kept: none,
-            input: none,
-            open: none,
-            open_recompute: none,
-        };
+        let block = BlockProfile { work: 1.0, frozen: [100; 4], ..BlockProfile::default() };
         let model = ModelProfile {
             blocks: vec![block; blocks.into()],
             ends: EndsProfile::default(),
             tokens: 1,
             hidden: 1,
-            buffers: none,
+            buffers: Growth::default(),
             loading: 0,
         };
         self.rng.random::<bool>().then_some(model)

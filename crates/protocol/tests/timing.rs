@@ -47,23 +47,13 @@ fn profile() -> DeviceProfile {
 
 /// Alike blocks with hidden states of 200 kB a sample.
 fn model() -> ModelProfile {
-    let none = Growth::default();
-    let block = BlockProfile {
-        work: 1.0,
-        frozen: [100; 4],
-        adapters: 0,
-        state: 0,
-        kept: none,
-        input: none,
-        open: none,
-        open_recompute: none,
-    };
+    let block = BlockProfile { work: 1.0, frozen: [100; 4], ..BlockProfile::default() };
     ModelProfile {
         blocks: vec![block; BLOCKS.into()],
         ends: EndsProfile::default(),
         tokens: 100,
         hidden: 1000,
-        buffers: none,
+        buffers: Growth::default(),
         loading: 0,
     }
 }
